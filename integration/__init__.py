@@ -1,0 +1,1 @@
+"""Real machines, images, faults to prove the updater against."""

@@ -1,0 +1,1 @@
+"""Health checks, verdicts on trial boots, evidence of what failed."""
