@@ -1,0 +1,33 @@
+"""Partitions as bounded ranges of bytes that are proven, written and read back."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Blocks(Protocol):
+    """One partition, on a device or inside a disk image file.
+
+    Offsets and lengths are bytes, multiples of 4096. No access leaves the partition: ValueError. I/O errors raise
+    EnvironmentFailure with reason `io-error` that names the partition and the offset.
+    """
+
+    @property
+    def name(self) -> str:
+        """Return what to call it in messages, such as `/dev/sda4 (slot b, root)`."""
+
+    @property
+    def length_bytes(self) -> int:
+        """Return the partition's length."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes at `offset`."""
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Write all of `data` at `offset`; durable only after `flush`."""
+
+    def flush(self) -> None:
+        """Make all writes durable, then drop cached pages, so that later reads come from the medium."""
+
+    def close(self) -> None:
+        """Release the partition."""
