@@ -4,20 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Protocol
 
-
-class Slot(Enum):
-    """One of the two slots."""
-
-    A = "a"
-    B = "b"
-
-    @property
-    def other(self) -> Slot:
-        """Return the other slot."""
-        return Slot.B if self is Slot.A else Slot.A
+from updater.slots import Slot
 
 
 @dataclass(frozen=True, slots=True)
