@@ -1,0 +1,96 @@
+"""The node's configuration: the vendor's file under the operator's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from updater.schema import Name, convert, limited, load_yaml
+
+VENDOR = Path("/usr/lib/acl-updater/config.yaml")
+OPERATOR = Path("/etc/acl-updater/config.yaml")
+# A folder beside the operator's file: a test harness or a fleet tool drops single settings there.
+OPERATOR_DROP_INS = Path("/etc/acl-updater/config.d")
+
+Seconds = Annotated[float, limited("write seconds, from 0 to 604800 (a week)", ge=0, le=604_800)]
+Deadline = Annotated[float, limited("write seconds, from 10 to 86400 (a day)", ge=10, le=86_400)]
+Url = Annotated[
+    str,
+    limited(
+        "write an https:// or http:// URL, or an absolute folder", pattern=r"^(https?://|file:///|/)\S{1,2000}$(?!\n)"
+    ),
+]
+
+
+class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a trial is judged.
+
+    `deadline_s` counts from the boot; checks must hold for `hold_s` without one failure; they run every
+    `interval_s`; the service goes on watching for `watch_s` after the commit.
+    """
+
+    deadline_s: Deadline = 600.0
+    hold_s: Seconds = 60.0
+    interval_s: Annotated[float, limited("write seconds, from 0.1 to 600", ge=0.1, le=600)] = 5.0
+    watch_s: Seconds = 600.0
+
+
+class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How mirrors are reached; proxies come from the usual environment variables."""
+
+    ca_file: str | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
+    headers: dict[str, str] = {}
+    total_timeout_s: Annotated[float, limited("write seconds, from 10 to 604800", ge=10, le=604_800)] = 14_400.0
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All settings of a node; every one has a default."""
+
+    format: Literal[1] = 1
+    layout: Annotated[str, limited("name a layout such as dps-root, or give its path", max_length=255)] = "dps-root"
+    channel: Name = "stable"
+    mirrors: Annotated[list[Url], limited("list at most 16 mirrors", max_length=16)] = []
+    reboot: Literal["immediate", "manual"] = "immediate"
+    # A try that ended without evidence against the image is repeated after this long, doubled each time up to a week.
+    retry_after_s: Annotated[float, limited("write seconds, from 0 to 604800", ge=0, le=604_800)] = 3600.0
+    evidence_bytes: Annotated[int, limited("write bytes, from 64 KiB to 1 GiB", ge=1 << 16, le=1 << 30)] = 8 << 20
+    health: Health = Health()
+    network: Network = Network()
+
+
+def parse_config(documents: list[tuple[str, bytes]]) -> Config:
+    """Merge documents, given as (source, YAML bytes) with later ones winning; raise InvalidDocument.
+
+    Each document is judged alone first, so that an error names the file that has it.
+    """
+    merged: dict[str, Any] = {}
+    for source, raw in documents:
+        loaded = load_yaml(raw, source)
+        if loaded is None:
+            continue
+        convert(loaded, Config, source)
+        merged = _merge(merged, loaded)
+    return convert(merged, Config, "configuration")
+
+
+def load_config(extra: Path | None = None) -> Config:
+    """Read the vendor's file, the operator's, its drop-ins, then `extra`; absent ones count as empty."""
+    paths = [VENDOR, OPERATOR]
+    if OPERATOR_DROP_INS.is_dir():
+        paths += sorted(OPERATOR_DROP_INS.glob("*.yaml"))
+    documents = [(str(path), path.read_bytes()) for path in paths if path.is_file()]
+    if extra is not None:
+        documents.append((str(extra), extra.read_bytes()))
+    return parse_config(documents)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
