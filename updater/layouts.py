@@ -26,6 +26,14 @@ Label = Annotated[
     ),
 ]
 
+PartuuidRule = Annotated[
+    str,
+    limited(
+        "write root-hash-head, root-hash-tail or a UUID in lower case",
+        pattern=r"^(root-hash-(head|tail)|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})$(?!\n)",
+    ),
+]
+
 
 class LayoutPartition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"type_guid": "type"}):
     """One partition, found on a disk by its label.
@@ -38,7 +46,7 @@ class LayoutPartition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, r
     type_guid: UuidText
     length: LengthText
     slot: Slot | None = None
-    partuuid: Literal["root-hash-head", "root-hash-tail"] | UuidText | None = None
+    partuuid: PartuuidRule | None = None
 
     @property
     def length_bytes(self) -> int:
@@ -140,10 +148,7 @@ def layout_folders() -> tuple[Path, ...]:
 
 def load_layout(name: str) -> Layout:
     """Read a layout by its name, or by its path when the name has a slash; raise InvalidDocument."""
-    if "/" in name:
-        candidates = [Path(name)]
-    else:
-        candidates = [folder / f"{name}.yaml" for folder in layout_folders()]
+    candidates = [Path(name)] if "/" in name else [folder / f"{name}.yaml" for folder in layout_folders()]
     for path in candidates:
         try:
             raw = path.read_bytes()
