@@ -1,0 +1,49 @@
+"""What was observed on a machine, at one moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from updater.boot.protocol import BootState
+from updater.node.protocol import Node, Running
+from updater.records import Journal, Ledger, Policy
+from updater.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All that decisions are made from; `ledger_lost` says that no copy of the ledger could be read."""
+
+    live: bool
+    running: Running
+    boot: BootState
+    boot_id: str
+    journal: Journal
+    ledger: Ledger
+    ledger_lost: bool
+    policy: Policy
+    now: datetime
+    other_root_hash: str | None
+    notes: tuple[str, ...] = ()
+
+
+def observe(node: Node, store: Store) -> Facts:
+    """Look at the machine; change nothing."""
+    running = node.running()
+    ledger = store.ledger()
+    journal = store.journal()
+    policy = store.policy()
+    return Facts(
+        live=node.live,
+        running=running,
+        boot=node.boot.read(),
+        boot_id=node.boot_id(),
+        journal=journal,
+        ledger=ledger or Ledger(),
+        ledger_lost=ledger is None,
+        policy=policy,
+        now=node.now(),
+        other_root_hash=node.root_hash_in(running.slot.other),
+        notes=(*node.notes(), *store.set_aside),
+    )

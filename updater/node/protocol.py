@@ -1,0 +1,80 @@
+"""What the steps of an update ask of a machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, Protocol
+
+from updater.blocks import Blocks
+from updater.boot.protocol import BootBackend
+from updater.config import Config
+from updater.files import Directory
+from updater.layouts import Layout
+from updater.slots import Slot
+
+# (what is done, bytes done, bytes in all or 0 when not known)
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The running slot, told by what is mounted (live) or by what the loader would boot (disk image)."""
+
+    slot: Slot
+    root_hash: str
+    version: str
+
+
+class Node(Protocol):
+    """A machine with two slots."""
+
+    live: bool
+    layout: Layout
+    config: Config
+    boot: BootBackend
+    state: Directory
+    esp: Directory
+    architecture: str
+
+    def running(self) -> Running:
+        """Return the running slot; raise EnvironmentFailure when it cannot be told for certain."""
+
+    def root_hash_in(self, slot: Slot) -> str | None:
+        """Return the root hash that the GPT says `slot` holds, None where the layout's PARTUUIDs do not tell."""
+
+    def blocks(self, slot: Slot, role: Literal["data", "hash"], *, writable: bool = False) -> Blocks:
+        """Open a slot's partition; refuse to open the running slot for writing."""
+
+    def label_slot(self, slot: Slot, root_hash: str) -> None:
+        """Give the slot's partitions the PARTUUIDs that the layout asks for, one GPT copy after the other."""
+
+    def mend_gpt(self) -> bool:
+        """Complete a GPT write that a power cut left half done; tell whether there was one."""
+
+    def boot_id(self) -> str:
+        """Return the kernel's id of this boot; empty for a disk image."""
+
+    def now(self) -> datetime:
+        """Return the clock's time in UTC."""
+
+    def trust_folder(self) -> AbstractContextManager[Path]:
+        """Lend the folder of trusted metadata as a real path; what is left there is kept."""
+
+    def bootstrap_roots(self) -> Sequence[Path]:
+        """Return the trusted roots that came with the running image, oldest first."""
+
+    def scratch_folder(self) -> AbstractContextManager[Path]:
+        """Lend an empty folder for one download."""
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the one lock of all that changes something; raise Refused (reason `busy`) when another holds it."""
+
+    def reboot(self, why: str) -> None:
+        """Ask for a reboot; a disk image has nothing to do."""
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what an operator should know: a degraded state partition, an uncovered watchdog class."""
