@@ -1,0 +1,236 @@
+"""The record of a machine's boots while they happen, made from outside the guest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from integration.lab.emulator import Given
+from integration.lab.qmp import QmpEvent
+from integration.lab.serial import CommandLine, Console, Mark, Sighting, read_command_line
+from integration.lab.timeline import (
+    Boot,
+    DiskView,
+    Ending,
+    LoaderEntry,
+    Outcome,
+    Phase,
+    judge,
+    slot_of,
+    spans_of,
+)
+from updater.errors import UpdaterError
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened, `at_s` seconds after the machine's first power-on, during boot `boot` (0: before)."""
+
+    at_s: float
+    boot: int
+    kind: str
+    text: str
+
+
+@dataclass(slots=True)
+class _Running:
+    n: int
+    started_s: float
+    console: Console
+    log: Path
+    command_line: CommandLine
+    view: DiskView | None = None
+    slot: str | None = None
+    release: str | None = None
+    entry: LoaderEntry | None = None
+    watchdog: bool = False
+    was_proven: bool = False
+
+
+# What a person who watches the terminal wants to read; the rest is in the serial log.
+_TOLD = {
+    Mark.LOADER_ERROR: "loader",
+    Mark.FAULT: "fault",
+    Mark.EMERGENCY: "emergency",
+    Mark.VERITY: "verity",
+    Mark.PANIC: "panic",
+    Mark.LOCKUP: "lockup",
+    Mark.SWITCH_ROOT: "initrd",
+    Mark.MULTI_USER: "userspace",
+    Mark.UPDATER: "updater",
+    Mark.RESTART: "guest",
+    Mark.POWER_OFF: "guest",
+}
+
+
+class Observer:
+    """Keeps the boots and events of one machine; called by the thread that watches it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        releases: Mapping[str, str],
+        look: Callable[[], DiskView],
+        factory_release: str | None = None,
+        tell: Callable[[Event], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Write serial logs to `folder`; `releases` maps root hashes to versions, `look` reads the machine's disk.
+
+        The `factory_release` counts as proven; others do once their boot was seen to commit.
+        """
+        self.folder = folder
+        self.releases = releases
+        self.events: list[Event] = []
+        self.proven = {factory_release} if factory_release else set()
+        self._look = look
+        self._tell = tell
+        self._clock = clock
+        self._zero: float | None = None
+        self._done: list[Boot] = []
+        self._now: _Running | None = None
+        self._looked_s = float("-inf")
+
+    # -- called by the machine -----------------------------------------------------------------------------------
+
+    def begin(self, given: Given) -> None:
+        """Begin a boot."""
+        n = len(self._done) + 1
+        log = self.folder / f"serial-{n:02d}.log"
+        log.write_bytes(b"")
+        self._now = _Running(n, self._at(), Console(), log, CommandLine(None, ()))
+        self._looked_s = float("-inf")
+        self.note(
+            "power",
+            f"boot {n} begins" + (f", given {' '.join(given.kernel_parameters)}" if given.kernel_parameters else ""),
+        )
+
+    def serial(self, data: bytes) -> None:
+        """Take serial bytes of the running boot."""
+        now = self._now
+        if now is None:
+            return
+        with now.log.open("ab") as file:
+            file.write(data)
+        for sighting in now.console.feed(data, self._at() - now.started_s):
+            self._sighted(now, sighting)
+
+    def event(self, event: QmpEvent) -> None:
+        """Take an event of QEMU."""
+        if event.name == "WATCHDOG" and self._now is not None:
+            self._now.watchdog = True
+            self.note("watchdog", f"the hardware watchdog fired: {event.about.get('action', '')}")
+
+    def end(self, ending: Ending) -> None:
+        """End the running boot, with the disk at rest."""
+        now = self._now
+        if now is None:
+            return
+        boot = self._boot(now, ending, self._view())
+        self._now = None
+        self._done.append(boot)
+        self._learn(boot)
+        text = f"boot {boot.n} ended after {boot.seconds:.0f} s: {boot.outcome.value}"
+        self.note("boot", text + (f" ({boot.detail})" if boot.detail else ""))
+
+    def note(self, kind: str, text: str) -> None:
+        """Record an event of the lab itself."""
+        event = Event(round(self._at(), 3), self._now.n if self._now else len(self._done), kind, text)
+        self.events.append(event)
+        if self._tell is not None:
+            self._tell(event)
+
+    # -- read by others ------------------------------------------------------------------------------------------
+
+    @property
+    def saw_watchdog(self) -> bool:
+        """Tell whether the running boot's watchdog fired."""
+        return self._now is not None and self._now.watchdog
+
+    @property
+    def boots(self) -> tuple[Boot, ...]:
+        """Return every boot so far; the running one is judged as it stands."""
+        if self._now is None:
+            return tuple(self._done)
+        # Waiting threads ask often; the disk is looked at twice a second at most.
+        if self._clock() - self._looked_s >= 0.5:
+            self._now.view = self._view() or self._now.view
+            self._looked_s = self._clock()
+        boot = self._boot(self._now, Ending.STILL_ON, self._now.view)
+        self._learn(boot)
+        return (*self._done, boot)
+
+    def newest_log(self) -> Path:
+        """Return the serial log of the running or last boot."""
+        n = self._now.n if self._now else max(1, len(self._done))
+        return self.folder / f"serial-{n:02d}.log"
+
+    # -- within --------------------------------------------------------------------------------------------------
+
+    def _at(self) -> float:
+        if self._zero is None:
+            self._zero = self._clock()
+        return self._clock() - self._zero
+
+    def _sighted(self, now: _Running, sighting: Sighting) -> None:
+        if sighting.mark is Mark.COMMAND_LINE and now.slot is None:
+            now.command_line = read_command_line(sighting.text)
+            now.view = self._view()
+            root_hash = now.command_line.root_hash
+            now.release = self.releases.get(root_hash or "")
+            now.was_proven = now.release in self.proven
+            if now.view is not None:
+                now.slot = slot_of(root_hash, now.view.slots)
+                now.entry = now.view.entry_of(now.slot)
+            named = f"release {now.release}" if now.release else f"an unknown release (root hash {root_hash})"
+            entry = f", entry {now.entry.name}" if now.entry else ""
+            self.note("kernel", f"slot {now.slot or '?'} boots {named}{entry}")
+        elif sighting.mark in _TOLD:
+            self.note(_TOLD[sighting.mark], sighting.text)
+
+    def _view(self) -> DiskView | None:
+        try:
+            return self._look()
+        except (UpdaterError, OSError, ValueError) as error:
+            # A directory that the guest is rewriting can be read torn; the next look sees it whole.
+            if self._now is None:
+                self.note("lab", f"the disk could not be read: {error}")
+            return None
+
+    def _boot(self, now: _Running, ending: Ending, view: DiskView | None) -> Boot:
+        seconds = self._at() - now.started_s
+        entry_after = view.entry_of(now.slot) if view else None
+        outcome, detail = judge(
+            now.console.sightings,
+            ending,
+            entry=now.entry,
+            entry_after=entry_after,
+            was_proven=now.was_proven,
+        )
+        counted = now.entry is not None and now.entry.tries_left is not None
+        spans = list(spans_of(now.console.sightings, seconds, trial=counted and not now.was_proven))
+        if spans and spans[-1].phase is Phase.TRIAL and outcome is Outcome.HEALTHY:
+            spans[-1] = type(spans[-1])(Phase.UP, spans[-1].from_s, spans[-1].to_s)
+        return Boot(
+            n=now.n,
+            slot=now.slot,
+            release=now.release,
+            outcome=outcome,
+            seconds=round(seconds, 1),
+            started_s=round(now.started_s, 3),
+            spans=tuple(spans),
+            sightings=tuple(now.console.sightings),
+            ending=ending,
+            entry=now.entry.name if now.entry else None,
+            faults=now.command_line.faults,
+            serial_log=now.log.name,
+            detail=detail,
+        )
+
+    def _learn(self, boot: Boot) -> None:
+        if boot.outcome is Outcome.COMMITTED and boot.release and boot.release not in self.proven:
+            self.proven.add(boot.release)
+            self.note("commit", f"release {boot.release} is committed in slot {boot.slot}: its entry is good now")

@@ -1,0 +1,116 @@
+"""QEMU's command line for one boot of one machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+AGENT_PORT = "org.acl.lab"
+
+
+@dataclass(frozen=True, slots=True)
+class Emulator:
+    """A QEMU of one tool tree: how to start its programs, its firmware, and the accelerator that works here."""
+
+    qemu: tuple[str, ...]
+    firmware_code: Path
+    firmware_variables: Path
+    accelerator: str = "tcg"
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """The parts of a machine that stay the same over its boots."""
+
+    memory_mib: int = 1024
+    watchdog: bool = True
+    network: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What this boot is given from outside, without touching its images: kernel parameters and credentials."""
+
+    kernel_parameters: tuple[str, ...] = ()
+    credentials: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Wires:
+    """The inherited file descriptors that QEMU speaks on."""
+
+    serial: int
+    agent: int
+    qmp: int
+
+
+def escaped(value: str) -> str:
+    """Return a value for a QEMU option: a comma ends an option unless it stands twice."""
+    return value.replace(",", ",,")
+
+
+def smbios_strings(given: Given) -> list[str]:
+    """Return the SMBIOS type 11 strings that systemd-stub and PID 1 read."""
+    strings = []
+    if given.kernel_parameters:
+        # systemd-stub takes the first string of this name only, so all parameters travel in one.
+        strings.append("io.systemd.stub.kernel-cmdline-extra=" + " ".join(given.kernel_parameters))
+    strings += [f"io.systemd.credential:{name}={value}" for name, value in sorted(given.credentials.items())]
+    return strings
+
+
+def command(
+    emulator: Emulator, hardware: Hardware, given: Given, wires: Wires, *, disk: Path, variables: Path
+) -> list[str]:
+    """Return the argv that boots `disk` once; QEMU ends when the guest resets, so that each boot is one process."""
+    argv = [
+        # The kernel kills QEMU when the thread that started it is gone, whatever killed that thread.
+        *("setpriv", "--pdeathsig", "KILL", "--"),
+        *emulator.qemu,
+        *("-nodefaults", "-no-user-config", "-display", "none"),
+        *("-machine", f"q35,accel={emulator.accelerator},smm=off,vmport=off"),
+        *("-cpu", "host" if emulator.accelerator == "kvm" else "max"),
+        *("-smp", "1", "-m", f"{hardware.memory_mib}"),
+        *("-rtc", "base=utc,clock=host"),
+        *("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={escaped(str(emulator.firmware_code))}"),
+        *("-drive", f"if=pflash,unit=1,format=raw,file={escaped(str(variables))}"),
+        # Killing QEMU loses nothing that the guest's disk had acknowledged, whether the host flushed it or not.
+        *("-blockdev", f"driver=file,node-name=file,filename={escaped(str(disk))},cache.no-flush=on,discard=unmap"),
+        *("-blockdev", "driver=raw,node-name=disk,file=file,cache.no-flush=on,discard=unmap,detect-zeroes=unmap"),
+        *("-device", "virtio-blk-pci,drive=disk,bootindex=1"),
+        *("-device", "virtio-rng-pci"),
+        *("-chardev", f"socket,id=serial,fd={wires.serial}", "-serial", "chardev:serial"),
+        *("-chardev", f"socket,id=qmp,fd={wires.qmp}", "-mon", "chardev=qmp,mode=control"),
+        *("-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,fd={wires.agent}"),
+        *("-device", f"virtserialport,chardev=agent,name={AGENT_PORT}"),
+        *("-action", "reboot=shutdown,shutdown=poweroff,panic=none,watchdog=reset"),
+    ]
+    if hardware.watchdog:
+        argv += ["-device", "i6300esb"]
+    if hardware.network:
+        argv += ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]
+    for text in smbios_strings(given):
+        argv += ["-smbios", f"type=11,value={escaped(text)}"]
+    return argv
+
+
+def network_address() -> str:
+    """Return the address at which a guest reaches the host's loopback through user networking."""
+    return "10.0.2.2"
+
+
+def find_emulator() -> Emulator:
+    """Return the tool tree's QEMU with the accelerator that really works here; fetched on first use."""
+    from integration.images.cache import cache_folder
+    from integration.images.tooltree import tool_tree
+    from integration.lab.accelerator import accelerator
+
+    tree = tool_tree()
+    qemu = (str(tree.tool("qemu-system-x86_64")),)
+    return Emulator(
+        qemu,
+        tree.firmware_code,
+        tree.firmware_variables,
+        accelerator(qemu, cache_folder() / "accelerator"),
+    )
