@@ -1,0 +1,268 @@
+"""The one way in which bytes come from a repository, metadata and image blocks alike."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from updater.errors import EnvironmentFailure, NetworkFailure, Untrusted
+from updater.http_mirror import HttpMirror, ca_bundle
+from updater.mirrors import Budget, FolderMirror, Mirror, MirrorFailure, Timeouts
+
+__all__ = ["Counters", "Fetcher", "Retries", "Timeouts"]
+
+log = logging.getLogger(__name__)
+
+# So much new content proves that a mirror works, and its earlier failures are forgiven.
+_PROGRESS_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How often a mirror is asked again, and the pauses between, in seconds, which double and are jittered."""
+
+    attempts: int = 4
+    first_pause_s: float = 0.5
+    longest_pause_s: float = 30.0
+
+
+@dataclass(slots=True)
+class Counters:
+    """What was asked of the network by a fetcher and those made from it."""
+
+    bytes_fetched: int = 0
+    requests: int = 0
+    retries: int = 0
+
+
+class Fetcher:
+    """Read files of a repository from the first of several mirrors that serves them.
+
+    Nothing that it returns is proven: callers check every byte against hashes. Raises NetworkFailure when no mirror
+    serves the file now (`reason` is that of the failure that says most), and never holds more than a piece in memory.
+    """
+
+    def __init__(
+        self,
+        mirrors: Sequence[str],
+        *,
+        ca_file: Path | None = None,
+        client_cert: str | tuple[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeouts: Timeouts | None = None,
+        retries: Retries | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Take the mirrors' addresses, the best first: http, https and file URLs or absolute paths.
+
+        `ca_file` replaces the system's CA bundle; `client_cert` is a PEM file with key and certificate, or a pair
+        (certificate, key); `headers` go to the mirrors themselves only. Raises EnvironmentFailure.
+        """
+        if not mirrors:
+            raise EnvironmentFailure(
+                "no repository is configured", mend="name its address in the configuration", reason="no-mirror"
+            )
+        self.counters = Counters()
+        self._timeouts = timeouts or Timeouts()
+        self._retries = retries or Retries()
+        self._sleep = sleep
+        self._mirrors: list[Mirror] = [
+            _open(
+                address,
+                timeouts=self._timeouts,
+                ca_file=ca_file,
+                client_cert=client_cert,
+                headers=headers,
+                on_request=self._count_request,
+            )
+            for address in mirrors
+        ]
+
+    def _count_request(self) -> None:
+        self.counters.requests += 1
+
+    @property
+    def mirrors(self) -> list[str]:
+        """Return the mirrors' addresses without secrets, in the order in which they are asked."""
+        return [mirror.name for mirror in self._mirrors]
+
+    def per_mirror(self) -> list[Fetcher]:
+        """Return a fetcher for each mirror alone; they share connections and counters."""
+        if len(self._mirrors) == 1:
+            return [self]
+        return [self._only(mirror) for mirror in self._mirrors]
+
+    def _only(self, mirror: Mirror) -> Fetcher:
+        alone = Fetcher.__new__(Fetcher)
+        alone.counters = self.counters
+        alone._timeouts = self._timeouts
+        # With others to turn to, a dead mirror is given up sooner.
+        alone._retries = Retries(
+            min(2, self._retries.attempts), self._retries.first_pause_s, self._retries.longest_pause_s
+        )
+        alone._sleep = self._sleep
+        alone._mirrors = [mirror]
+        return alone
+
+    def avoid(self, mirror: str) -> None:
+        """Ask `mirror` last from now on: what it served was not what was signed."""
+        self._mirrors.sort(key=lambda candidate: candidate.name == mirror)
+
+    def read(self, path: str, max_bytes: int) -> bytes:
+        """Return a small file whole; raise Untrusted (`too-large`) when more than `max_bytes` are served."""
+        budget = self._budget(max_bytes)
+        content = bytearray()
+        turns = _Turns(self._mirrors, self._retries, path)
+        while True:
+            mirror = turns.current
+            content.clear()
+            try:
+                with contextlib.closing(mirror.pieces(path, 0, max_bytes + 1, budget, ranged=False)) as pieces:
+                    for piece in pieces:
+                        self.counters.bytes_fetched += len(piece)
+                        content += piece
+                        if len(content) > max_bytes:
+                            raise Untrusted(
+                                f"{mirror.name} serves more than {max_bytes} bytes as {path}",
+                                mend="use another mirror, and tell whoever runs this one",
+                                reason="too-large",
+                            )
+                return bytes(content)
+            except MirrorFailure as failure:
+                self._pause(turns.failed(failure, budget, progressed=False), budget)
+
+    def stream(self, path: str, offset: int, length: int) -> Iterator[bytes]:
+        """Yield exactly `length` bytes of a file from byte `offset` on, in pieces of at most 256 KiB.
+
+        One Range request, where nothing fails. A broken transfer goes on from where it stopped, at the next mirror or
+        at the same one after a pause. Raises NetworkFailure; nothing is yielded twice.
+        """
+        budget = self._budget(length)
+        position, end = offset, offset + length
+        turns = _Turns(self._mirrors, self._retries, path)
+        while position < end:
+            mirror = turns.current
+            began_at = position
+            try:
+                with contextlib.closing(mirror.pieces(path, position, end - position, budget, ranged=True)) as pieces:
+                    for piece in pieces:
+                        self.counters.bytes_fetched += len(piece)
+                        position += len(piece)
+                        yield piece
+                if position < end and position - began_at < _PROGRESS_BYTES:
+                    raise _too_short(mirror.name, path, position, end, again=position > began_at)
+            except MirrorFailure as failure:
+                progressed = position - began_at >= _PROGRESS_BYTES
+                self._pause(turns.failed(failure, budget, progressed=progressed), budget)
+
+    def close(self) -> None:
+        """Close the kept connections."""
+        for mirror in self._mirrors:
+            close = getattr(mirror, "close", None)
+            if close is not None:
+                close()
+
+    def _budget(self, length: int) -> Budget:
+        return Budget(self._timeouts.grace_s + length / self._timeouts.slowest_bytes_per_s)
+
+    def _pause(self, seconds: float, budget: Budget) -> None:
+        self.counters.retries += 1
+        if seconds > 0:
+            budget.spend(seconds)
+            self._sleep(seconds)
+
+
+class _Turns:
+    """Whose turn it is among the mirrors of one call."""
+
+    def __init__(self, mirrors: Sequence[Mirror], retries: Retries, path: str) -> None:
+        self._left = list(mirrors)
+        self._retries = retries
+        self._path = path
+        self._failures: list[MirrorFailure] = []
+        self._rounds = 0
+        self._in_round = 0
+
+    @property
+    def current(self) -> Mirror:
+        return self._left[0]
+
+    def failed(self, failure: MirrorFailure, budget: Budget, *, progressed: bool) -> float:
+        """Give the turn to the next mirror; return the seconds to pause before; raise NetworkFailure at the end."""
+        log.debug("fetch: %s", failure)
+        self._failures.append(failure)
+        if progressed:
+            self._rounds = self._in_round = 0
+        mirror = self._left.pop(0)
+        patient = failure.wait_s is None or failure.wait_s <= self._retries.longest_pause_s
+        if failure.again and patient and self._rounds + 1 < self._retries.attempts:
+            self._left.append(mirror)
+            self._in_round += 1
+        if not self._left or budget.left_s <= 0:
+            raise self._verdict() from failure
+        if self._in_round < len(self._left):
+            return 0.0
+        pause: float = min(self._retries.longest_pause_s, self._retries.first_pause_s * 2**self._rounds)
+        self._rounds += 1
+        self._in_round = 0
+        return max(failure.wait_s or 0.0, pause * random.uniform(0.5, 1.0))
+
+    def _verdict(self) -> NetworkFailure:
+        last = {failure.mirror: failure for failure in self._failures}
+        if len(last) == 1:
+            return self._failures[-1]
+        # A mirror that answered says more than one that could not be reached.
+        telling = next((f for f in last.values() if f.reason not in ("unreachable", "timeout", "stalled")), None)
+        every_reason = {failure.reason for failure in last.values()}
+        return NetworkFailure(
+            f"no mirror serves {self._path}: " + "; ".join(failure.message for failure in last.values()),
+            mend="see the network and the servers",
+            reason=every_reason.pop() if len(every_reason) == 1 else (telling or self._failures[-1]).reason,
+        )
+
+
+def _too_short(mirror: str, path: str, position: int, end: int, *, again: bool) -> MirrorFailure:
+    return MirrorFailure(
+        f"{mirror} ends {path} at byte {position}, and {end} are needed",
+        mend="use another mirror, or mend that server",
+        reason="file-too-short",
+        again=again,
+        mirror=mirror,
+    )
+
+
+def _open(
+    address: str,
+    *,
+    timeouts: Timeouts,
+    ca_file: Path | None,
+    client_cert: str | tuple[str, str] | None,
+    headers: Mapping[str, str] | None,
+    on_request: Callable[[], None],
+) -> Mirror:
+    """Return the mirror behind an http, https or file URL or an absolute path; raise EnvironmentFailure."""
+    parts = urllib.parse.urlsplit(address)
+    if parts.scheme in ("http", "https") and parts.hostname:
+        return HttpMirror(
+            address,
+            timeouts=timeouts,
+            verify=ca_bundle(ca_file),
+            client_cert=client_cert,
+            headers=headers,
+            on_request=on_request,
+        )
+    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
+        return FolderMirror(Path(urllib.parse.unquote(parts.path)))
+    if address.startswith("/"):
+        return FolderMirror(Path(address))
+    raise EnvironmentFailure(
+        f"{address!r} is not the address of a repository",
+        mend="write https://…, http://…, file:///… or the absolute path of a folder",
+        reason="mirror-invalid",
+    )

@@ -1,0 +1,297 @@
+"""A repository on a static web server or in a blob store."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import urllib.parse
+from collections.abc import Callable, Generator, Mapping
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from updater import __version__
+from updater.errors import EnvironmentFailure
+from updater.files import checked
+from updater.mirrors import PIECE_BYTES, Budget, MirrorFailure, Timeouts, not_found
+
+if TYPE_CHECKING:
+    import requests
+
+SKIP_LIMIT_BYTES = 1 << 28
+_MAX_REDIRECTS = 5
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
+
+
+class HttpMirror:
+    """A static web server or blob store; proxies and their exceptions come from the environment."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeouts: Timeouts,
+        verify: str | bool = True,
+        client_cert: str | tuple[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        on_request: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Take the folder's URL; `verify` is a CA bundle or True, as in requests."""
+        self._base = url.rstrip("/") + "/"
+        self._timeouts = timeouts
+        self._verify = verify
+        self._client_cert = client_cert
+        self._headers = dict(headers or {})
+        self._on_request = on_request
+        self._session: requests.Session | None = None
+
+    @property
+    def name(self) -> str:
+        """Return the URL without user and password."""
+        parts = urllib.parse.urlsplit(self._base)
+        return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+    def pieces(
+        self, path: str, offset: int, length: int, budget: Budget, *, ranged: bool
+    ) -> Generator[bytes, None, None]:
+        """Yield a range of a file from one response."""
+        import http.client
+
+        import requests
+        import urllib3
+
+        url = self._base + urllib.parse.quote(checked(path), safe="/")
+        try:
+            response = self._ask(url, f"bytes={offset}-{offset + length - 1}" if ranged else None, budget)
+            try:
+                start, end = self._judge(response, path, offset, length, ranged)
+                yield from self._body(response, path, start, end, offset, offset + length, budget)
+            finally:
+                response.close()
+        except requests.exceptions.SSLError as error:
+            raise self._failure(
+                f"refuses the certificate of {self.name}: {_root_cause(error)}",
+                "see the clock, the CA file and the server's certificate",
+                "tls-refused",
+                False,
+                "this node ",
+            ) from error
+        except (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError) as error:
+            raise self._failure("did not answer in time", "see the network and the server", "timeout", True) from error
+        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
+            raise self._failure(
+                f"is no address that can be asked: {error}", "mend it", "mirror-invalid", False
+            ) from error
+        except (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
+            raise self._failure(
+                f"failed while {path} was read: {_root_cause(error)}",
+                "see the network and the server",
+                "unreachable",
+                True,
+            ) from error
+
+    def _ask(self, url: str, byte_range: str | None, budget: Budget) -> requests.Response:
+        headers = {"Accept-Encoding": "identity", "User-Agent": f"acl-updater/{__version__}", **self._headers}
+        if byte_range:
+            headers["Range"] = byte_range
+        first = urllib.parse.urlsplit(url)
+        for _ in range(_MAX_REDIRECTS + 1):
+            if budget.left_s <= 0:
+                raise self._stalled("the time for this file is used up")
+            began = budget.clock()
+            self._on_request()
+            try:
+                response = self._opened_session().get(
+                    url,
+                    headers=headers,
+                    stream=True,
+                    allow_redirects=False,
+                    verify=self._verify,
+                    timeout=(
+                        min(self._timeouts.connect_s, budget.left_s),
+                        min(self._timeouts.stall_s, budget.left_s),
+                    ),
+                )
+            finally:
+                budget.spend(budget.clock() - began)
+            target = response.headers.get("Location") if response.is_redirect else None
+            if target is None:
+                return response
+            response.close()
+            url = urllib.parse.urljoin(url, target)
+            parts = urllib.parse.urlsplit(url)
+            if parts.scheme not in ("http", "https") or (first.scheme == "https" and parts.scheme != "https"):
+                raise self._misbehaves(f"redirects to {parts.scheme or 'nowhere'}, away from {first.scheme}")
+            if (parts.scheme, parts.netloc) != (first.scheme, first.netloc):
+                # Configured headers may carry a token that is meant for the first server only.
+                for name in self._headers:
+                    headers.pop(name, None)
+        raise self._misbehaves(f"redirects more than {_MAX_REDIRECTS} times")
+
+    def _judge(
+        self, response: requests.Response, path: str, offset: int, length: int, ranged: bool
+    ) -> tuple[int, int | None]:
+        """Return where the body starts in the file, and where it ends as far as the headers tell."""
+        status = response.status_code
+        if status in (404, 410):
+            raise not_found(self.name, path, f"HTTP {status}")
+        if status in (401, 403, 407):
+            raise self._failure(
+                f"does not let this node read {path} (HTTP {status})",
+                "see the node's credentials and the server's rules",
+                "forbidden",
+                False,
+            )
+        if status in (408, 425, 429) or status >= 500:
+            raise self._failure(
+                f"answered HTTP {status} for {path}",
+                "try again later, or see the server's log",
+                "server-busy",
+                True,
+                wait_s=_retry_after(response.headers.get("Retry-After")),
+            )
+        if status == 416:
+            raise self._misbehaves(f"says that {path} ends before byte {offset}", reason="file-too-short")
+        if status not in ((200, 206) if ranged else (200,)):
+            raise self._misbehaves(f"answered HTTP {status} for {path}")
+        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            raise self._misbehaves(f"sent {path} as {encoding[:40]!r} although only plain bytes were asked for")
+        announced = response.headers.get("Content-Length", "")
+        body_length = int(announced) if announced.isascii() and announced.isdigit() and len(announced) < 20 else None
+        if status == 200:
+            if offset > SKIP_LIMIT_BYTES:
+                raise self._misbehaves(f"does not know Range requests, and {path} is wanted from byte {offset} on")
+            return 0, body_length
+        header = response.headers.get("Content-Range", "")
+        match = _CONTENT_RANGE.fullmatch(header.strip())
+        if match is None:
+            raise self._misbehaves(f"sent {path} with the Content-Range {header[:80]!r}")
+        begin, last = int(match.group(1)), int(match.group(2))
+        total = None if match.group(3) == "*" else int(match.group(3))
+        if (
+            begin != offset
+            or not begin <= last < offset + length
+            or (total is not None and total <= last)
+            or (body_length is not None and body_length != last + 1 - begin)
+        ):
+            raise self._misbehaves(
+                f"was asked for bytes {offset} to {offset + length - 1} of {path}, and sent {header[:80]!r}"
+                f" with {body_length if body_length is not None else 'an unknown number of'} bytes"
+            )
+        return begin, last + 1
+
+    def _body(
+        self,
+        response: requests.Response,
+        path: str,
+        start: int,
+        end: int | None,
+        offset: int,
+        stop: int,
+        budget: Budget,
+    ) -> Generator[bytes, None, None]:
+        """Yield the bytes from `offset` to `stop` of a body that is the file from `start` to `end`."""
+        raw = response.raw
+        position = start
+        goal = stop if end is None else min(end, stop)
+        window_s = 0.0
+        window_bytes = 0
+        while position < goal:
+            began = budget.clock()
+            piece = raw.read1(min(PIECE_BYTES, goal - position), decode_content=False)
+            waited = budget.clock() - began
+            budget.spend(waited)
+            if not piece:
+                break
+            window_s += waited
+            window_bytes += len(piece)
+            # A server without Range sends what lies before the offset as well.
+            fresh = piece[max(0, offset - position) :]
+            position += len(piece)
+            if fresh:
+                yield fresh
+            if budget.left_s <= 0:
+                raise self._stalled(f"took too long over {path}")
+            if window_s >= self._timeouts.stall_s:
+                if window_bytes < self._timeouts.slowest_bytes_per_s * window_s:
+                    raise self._stalled(f"sent {window_bytes} bytes of {path} in {window_s:.0f} s")
+                window_s, window_bytes = 0.0, 0
+        if end is not None and position < goal:
+            raise self._failure(
+                f"closed the connection {end - position} bytes before the announced end of {path}",
+                "see the network and the server",
+                "short-body",
+                True,
+            )
+        if position == end and "Content-Length" in response.headers:
+            # http.client notices the end of a body, and gives the connection back, only by a read past it.
+            raw.read(1)
+
+    def _opened_session(self) -> requests.Session:
+        if self._session is None:
+            import requests
+
+            self._session = requests.Session()
+            self._session.cert = self._client_cert
+        return self._session
+
+    def close(self) -> None:
+        """Close the kept connections."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def _failure(
+        self, what: str, mend: str, reason: str, again: bool, subject: str | None = None, wait_s: float | None = None
+    ) -> MirrorFailure:
+        who = f"{self.name} " if subject is None else subject
+        return MirrorFailure(who + what, mend=mend, reason=reason, again=again, wait_s=wait_s, mirror=self.name)
+
+    def _misbehaves(self, what: str, reason: str = "server-misbehaves") -> MirrorFailure:
+        return self._failure(what, "use another mirror, or mend that server", reason, False)
+
+    def _stalled(self, what: str) -> MirrorFailure:
+        return self._failure(what, "see the network and the server", "stalled", True)
+
+
+def ca_bundle(ca_file: Path | None) -> str | bool:
+    """Return what proves servers: the given file, else the environment's or the system's, else requests' own."""
+    if ca_file is not None:
+        if not ca_file.is_file():
+            raise EnvironmentFailure(
+                f"the CA file {ca_file} is not there",
+                mend="mend its path in the configuration",
+                reason="ca-file-missing",
+            )
+        return str(ca_file)
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
+        if os.environ.get(name):
+            return os.environ[name]
+    system = Path("/etc/ssl/certs/ca-certificates.crt")
+    return str(system) if system.is_file() else True
+
+
+def _retry_after(text: str | None) -> float | None:
+    """Return the seconds that a Retry-After header asks for, at least 0; None when it says nothing that is known."""
+    if not text:
+        return None
+    if text.isascii() and text.isdigit() and len(text) < 10:
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _root_cause(error: BaseException) -> str:
+    """Return the innermost reason that urllib3 and requests wrap, on one line."""
+    seen: BaseException = error
+    while True:
+        inner = getattr(seen, "reason", None) or next((a for a in seen.args if isinstance(a, BaseException)), None)
+        if not isinstance(inner, BaseException) or inner is seen:
+            break
+        seen = inner
+    text = str(seen) or type(seen).__name__
+    return " ".join(text.split())[:300]
