@@ -1,25 +1,294 @@
-"""The on-disk format of dm-verity: superblock, tree geometry and the proof of a slot's blocks."""
+"""The on-disk format of dm-verity: superblock, tree geometry and proofs against a root hash.
+
+Source: the kernel's Documentation/admin-guide/device-mapper/verity.rst, format version 1 as cryptsetup writes it:
+SHA-256 of salt, then block; 4096-byte blocks; 128 digests to a hash block, the rest of the last one zero. Levels lie
+behind the superblock from the root's level down to the leaves. An image of one block has no tree: the root hash is
+that block's digest.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import hashlib
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from uuid import UUID
 
 from updater.blocks import Blocks
-from updater.manifest import Root
+from updater.errors import EnvironmentFailure, SlotDamaged
+from updater.manifest import BLOCK_BYTES, Root
+
+DIGEST_BYTES = 32
+GROUP_BLOCKS = BLOCK_BYTES // DIGEST_BYTES
+GROUP_BYTES = GROUP_BLOCKS * BLOCK_BYTES
+READ_BYTES = 4 << 20
+LEAVES_A_RUN = 64
+
+_SUPERBLOCK = struct.Struct("<8sII16s32sIIQH6x256s168x")
+_MAGIC = b"verity\0\0"
 
 Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all), from zero to the end; the unit of work is a phase's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Superblock:
+    """What a verity superblock says."""
+
+    uuid: UUID
+    data_blocks: int
+    salt: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One level of the tree: `blocks` hash blocks from block `start` of the tree on (the superblock not counted)."""
+
+    start: int
+    blocks: int
+
+    @property
+    def offset_bytes(self) -> int:
+        """Return where the level begins in the tree."""
+        return self.start * BLOCK_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Where each block of a tree over `data_blocks` lies; `levels` run from the root's level to the leaves."""
+
+    data_blocks: int
+    levels: tuple[Level, ...]
+
+    @property
+    def tree_blocks(self) -> int:
+        """Return the number of hash blocks."""
+        return sum(level.blocks for level in self.levels)
+
+    @property
+    def groups(self) -> int:
+        """Return the number of groups: runs of up to 128 data blocks whose digests share a leaf."""
+        return -(-self.data_blocks // GROUP_BLOCKS)
+
+
+def geometry(root: Root) -> Geometry:
+    """Return the tree's geometry for an image; raise EnvironmentFailure when the manifest's lengths disagree."""
+    found = geometry_of(root.length_bytes // BLOCK_BYTES)
+    if root.length_bytes % BLOCK_BYTES or found.tree_blocks * BLOCK_BYTES != root.tree_length_bytes:
+        raise EnvironmentFailure(
+            f"a tree of {root.tree_length_bytes} bytes does not fit an image of {root.length_bytes} bytes",
+            mend="build the release anew",
+            reason="bad-geometry",
+        )
+    return found
+
+
+def geometry_of(data_blocks: int) -> Geometry:
+    """Return the tree's geometry for `data_blocks` blocks of data, one at least."""
+    counts: list[int] = []
+    count = data_blocks
+    while count > 1:
+        count = -(-count // GROUP_BLOCKS)
+        counts.append(count)
+    levels: list[Level] = []
+    start = 0
+    for count in reversed(counts):
+        levels.append(Level(start, count))
+        start += count
+    return Geometry(data_blocks, tuple(levels))
 
 
 def superblock(root: Root) -> bytes:
-    """Return the 4096 bytes that cryptsetup writes at the start of the hash partition."""
-    raise NotImplementedError
+    """Return the block that cryptsetup writes at the start of the hash partition: 512 bytes, then zeros."""
+    salt = bytes.fromhex(root.salt)
+    packed = _SUPERBLOCK.pack(
+        _MAGIC,
+        1,
+        1,
+        UUID(root.uuid).bytes,
+        b"sha256",
+        BLOCK_BYTES,
+        BLOCK_BYTES,
+        root.length_bytes // BLOCK_BYTES,
+        len(salt),
+        salt,
+    )
+    return packed.ljust(BLOCK_BYTES, b"\0")
+
+
+def parse_superblock(raw: bytes) -> Superblock | None:
+    """Return what a superblock says, or None when it is none of ours (another algorithm or block size included)."""
+    if len(raw) < _SUPERBLOCK.size:
+        return None
+    magic, version, kind, uuid, algorithm, data_size, hash_size, blocks, salt_bytes, salt = _SUPERBLOCK.unpack_from(raw)
+    fixed = (magic, version, kind, algorithm.rstrip(b"\0"), data_size, hash_size)
+    if fixed != (_MAGIC, 1, 1, b"sha256", BLOCK_BYTES, BLOCK_BYTES) or salt_bytes > len(salt) or not blocks:
+        return None
+    return Superblock(UUID(bytes=uuid), blocks, salt[:salt_bytes])
+
+
+class Hasher:
+    """Digests of blocks under one salt."""
+
+    def __init__(self, salt: bytes) -> None:
+        """Prepare the salted state: copying it is faster than hashing salt and block joined."""
+        self._copy = hashlib.sha256(salt).copy
+        self.of_zeros = self.digests(bytes(BLOCK_BYTES))
+
+    def digests(self, blocks: bytes | memoryview) -> bytes:
+        """Return the digests of whole blocks, one after the other."""
+        view = memoryview(blocks)
+        copy = self._copy
+        found: list[bytes] = []
+        for at in range(0, len(view), BLOCK_BYTES):
+            state = copy()
+            state.update(view[at : at + BLOCK_BYTES])
+            found.append(state.digest())
+        return b"".join(found)
+
+
+def differing(expected: bytes | memoryview, found: bytes | memoryview) -> list[int]:
+    """Return the indexes at which two equally long runs of digests differ."""
+    if expected == found:
+        return []
+    return [
+        at // DIGEST_BYTES
+        for at in range(0, len(expected), DIGEST_BYTES)
+        if expected[at : at + DIGEST_BYTES] != found[at : at + DIGEST_BYTES]
+    ]
+
+
+def upper_digests(hashes: Blocks, root: Root, hasher: Hasher) -> bytes:
+    """Prove the tree above its leaves and return the digests of the leaf blocks (64 KiB for a GiB of data).
+
+    For an image of one block, which has no tree, the result is that block's digest. Raises SlotDamaged.
+    """
+    expected = bytes.fromhex(root.root_hash)
+    for level in geometry(root).levels[:-1]:
+        base = BLOCK_BYTES + level.offset_bytes
+        bad = _Tally(hashes, "hash block")
+        below = bytearray()
+        for at, chunk in _pieces(hashes, base, level.blocks * BLOCK_BYTES):
+            wanted = expected[at // GROUP_BLOCKS :][: len(chunk) // GROUP_BLOCKS]
+            for index in differing(wanted, hasher.digests(chunk)):
+                bad.add(base + at + index * BLOCK_BYTES)
+            below += chunk
+        bad.settle()
+        expected = bytes(below)
+    return expected
 
 
 def prove(data: Blocks, hashes: Blocks, root: Root, progress: Progress | None = None) -> None:
-    """Read a whole slot and prove every block against the root hash; raise SlotDamaged."""
-    raise NotImplementedError
+    """Read a whole slot from the medium and prove its superblock, every hash block and every data block.
+
+    Progress counts data bytes. Memory stays below some megabytes. Raises SlotDamaged that names the first bad block,
+    its offset and how many there are; EnvironmentFailure when the slot is too small or cannot be read.
+    """
+    require_room(data, hashes, root)
+    hasher = Hasher(bytes.fromhex(root.salt))
+    if hashes.read(0, BLOCK_BYTES)[: _SUPERBLOCK.size] != superblock(root)[: _SUPERBLOCK.size]:
+        raise damage(hashes, "superblock", 0, 1)
+    digests = upper_digests(hashes, root, hasher)
+    leaf = _Tally(hashes, "hash block")
+    block = _Tally(data, "data block")
+    for first, expected in leaf_runs(hashes, root, digests, hasher, leaf.add):
+        if progress:
+            progress(first * BLOCK_BYTES, root.length_bytes)
+        base = first * BLOCK_BYTES
+        for at, chunk in _pieces(data, base, len(expected) * GROUP_BLOCKS):
+            wanted = expected[at // GROUP_BLOCKS :][: len(chunk) // GROUP_BLOCKS]
+            for index in differing(wanted, hasher.digests(chunk)):
+                block.add(base + at + index * BLOCK_BYTES)
+    leaf.settle()
+    block.settle()
+    if progress:
+        progress(root.length_bytes, root.length_bytes)
+
+
+def leaf_runs(
+    hashes: Blocks, root: Root, digests: bytes, hasher: Hasher, damaged: Callable[[int], None]
+) -> Iterator[tuple[int, bytes]]:
+    """Yield (first data block, digests of the data blocks from it on) for runs of up to 8192 data blocks.
+
+    Each leaf is proven by `digests` (see `upper_digests`); `damaged` is told the offset of one that is not, and the
+    digests that it carries are given nevertheless: they prove nothing.
+    """
+    shape = geometry(root)
+    if not shape.levels:
+        yield 0, digests
+        return
+    base = BLOCK_BYTES + shape.levels[-1].offset_bytes
+    for first in range(0, shape.groups, LEAVES_A_RUN):
+        count = min(LEAVES_A_RUN, shape.groups - first)
+        chunk = hashes.read(base + first * BLOCK_BYTES, count * BLOCK_BYTES)
+        wanted = digests[first * DIGEST_BYTES : (first + count) * DIGEST_BYTES]
+        for bad in differing(wanted, hasher.digests(chunk)):
+            damaged(base + (first + bad) * BLOCK_BYTES)
+        blocks = min(count * GROUP_BLOCKS, shape.data_blocks - first * GROUP_BLOCKS)
+        yield first * GROUP_BLOCKS, chunk[: blocks * DIGEST_BYTES]
+
+
+def require_room(data: Blocks, hashes: Blocks, root: Root) -> None:
+    """Refuse a slot that cannot hold the image, its superblock and its tree."""
+    for blocks, what, needed in (
+        (data, "the image", root.length_bytes),
+        (hashes, "the hash tree", BLOCK_BYTES + root.tree_length_bytes),
+    ):
+        if blocks.length_bytes < needed:
+            raise EnvironmentFailure(
+                f"{blocks.name} holds {blocks.length_bytes} bytes, {what} needs {needed}",
+                mend="choose a smaller image or a layout with larger slots",
+                reason="slot-too-small",
+            )
 
 
 def build_tree(chunks: Iterable[bytes], salt: bytes) -> tuple[bytes, str]:
-    """Return (tree as it lies behind the superblock, root hash) over data that is fed in chunks."""
-    raise NotImplementedError
+    """Return (tree as it lies behind the superblock, root hash) over data fed in chunks of whole blocks."""
+    hasher = Hasher(salt)
+    digests = b"".join(hasher.digests(chunk) for chunk in chunks)
+    if not digests:
+        raise ValueError("no data to build a tree over")
+    levels: list[bytes] = []
+    while len(digests) > DIGEST_BYTES:
+        levels.append(digests.ljust(-(-len(digests) // BLOCK_BYTES) * BLOCK_BYTES, b"\0"))
+        digests = hasher.digests(levels[-1])
+    return b"".join(reversed(levels)), digests.hex()
+
+
+def root_hash_of_tree(tree: bytes, salt: bytes) -> str:
+    """Return the root hash that a tree of one level or more hangs from: the digest of its first block."""
+    return Hasher(salt).digests(memoryview(tree)[:BLOCK_BYTES]).hex()
+
+
+def _pieces(blocks: Blocks, offset: int, length: int) -> Iterator[tuple[int, bytes]]:
+    """Yield (distance from the range's start, bytes) of a range in large reads."""
+    for at in range(0, length, READ_BYTES):
+        yield at, blocks.read(offset + at, min(READ_BYTES, length - at))
+
+
+class _Tally:
+    """Counts bad blocks of one partition."""
+
+    def __init__(self, blocks: Blocks, what: str) -> None:
+        self.blocks = blocks
+        self.what = what
+        self.first: int | None = None
+        self.count = 0
+
+    def add(self, offset: int) -> None:
+        self.first = offset if self.first is None else self.first
+        self.count += 1
+
+    def settle(self) -> None:
+        if self.first is not None:
+            raise damage(self.blocks, self.what, self.first, self.count)
+
+
+def damage(blocks: Blocks, what: str, offset: int, count: int) -> SlotDamaged:
+    """Return the error for `count` bad blocks of a partition, the first at `offset`."""
+    others = f" and {count - 1} more" if count > 1 else ""
+    return SlotDamaged(
+        f"{blocks.name}: the {what} at byte {offset}{others} does not match the root hash",
+        mend="stage a release into this slot again; if it happens again, replace the disk",
+        reason="block-mismatch",
+    )
