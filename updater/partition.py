@@ -1,12 +1,160 @@
-"""Partitions on block devices and inside disk image files."""
+"""Partitions and disks, on block devices or inside image files, as bounded ranges of bytes."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import mmap
+import os
+import stat
+import struct
 from pathlib import Path
+
+from updater.errors import EnvironmentFailure, Refused
+
+ALIGNMENT = 4096
+_BLKSSZGET = 0x1268
+_MOST_BYTES_A_CALL = 16 << 20
+
+
+class _Range:
+    """An open file or block device, and the range of it that may be touched.
+
+    Block devices are read and written past the page cache (O_DIRECT), so that what is read back is what the medium
+    holds. Files are written through the cache, which `flush` then drops. A block device is opened for writing with
+    O_EXCL: the kernel refuses that while it is mounted or held by the device mapper, so that nothing which backs the
+    running system can ever be written here, whatever the caller believes.
+    """
+
+    def __init__(
+        self, path: Path, offset: int, length: int | None, name: str, *, writable: bool, direct: bool | None, hold: bool
+    ) -> None:
+        self.path = path
+        self.name = name or str(path)
+        self._base = offset
+        self._writable = writable
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
+        try:
+            is_device = stat.S_ISBLK(path.stat().st_mode)
+            self._direct = is_device if direct is None else direct
+            if is_device and writable and hold:
+                flags |= os.O_EXCL
+            if self._direct:
+                flags |= os.O_DIRECT
+            self._file = os.open(path, flags)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise Refused(
+                    f"{self.name} is in use: it is mounted, or the device mapper holds it",
+                    mend="unmount it; if it backs the running system, it must not be written",
+                    reason="device-in-use",
+                ) from error
+            raise EnvironmentFailure(
+                f"cannot open {self.name}: {error.strerror}",
+                mend="check the path and your rights",
+                reason="open-failed",
+            ) from error
+        try:
+            end = os.lseek(self._file, 0, os.SEEK_END)
+            self.sector_bytes = _sector_bytes(self._file) if is_device else 512
+            self.length_bytes = end - offset if length is None else length
+            if offset < 0 or self.length_bytes < 0 or offset + self.length_bytes > end:
+                raise EnvironmentFailure(
+                    f"{self.name} would end at byte {offset + self.length_bytes} of {path}, which has {end}",
+                    mend="the partition table does not fit this disk: restore one of the two",
+                    reason="beyond-disk",
+                )
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def get(self, offset: int, length: int, alignment: int) -> bytes:
+        self._check(offset, length, alignment)
+        if self._direct:
+            return self._get_direct(offset, length)
+        pieces = []
+        done = 0
+        while done < length:
+            try:
+                piece = os.pread(self._file, min(length - done, _MOST_BYTES_A_CALL), self._base + offset + done)
+            except OSError as error:
+                raise self._failure("read", offset + done, error) from error
+            if not piece:
+                raise self._failure("read", offset + done, None)
+            pieces.append(piece)
+            done += len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _get_direct(self, offset: int, length: int) -> bytes:
+        # O_DIRECT wants memory, offset and length in whole sectors: an anonymous map begins on a page.
+        view = memoryview(mmap.mmap(-1, max(length, 1)))
+        done = 0
+        while done < length:
+            end = min(length, done + _MOST_BYTES_A_CALL)
+            try:
+                count = os.preadv(self._file, [view[done:end]], self._base + offset + done)
+            except OSError as error:
+                raise self._failure("read", offset + done, error) from error
+            if not count:
+                raise self._failure("read", offset + done, None)
+            done += count
+        return bytes(view[:length])
+
+    def put(self, offset: int, data: bytes | memoryview, alignment: int) -> None:
+        length = len(data)
+        self._check(offset, length, alignment)
+        if not self._writable:
+            raise ValueError(f"{self.name} is open for reading only")
+        if not self._direct:
+            self._put_from(offset, memoryview(data))
+            return
+        view = memoryview(mmap.mmap(-1, min(max(length, 1), _MOST_BYTES_A_CALL)))
+        for at in range(0, length, _MOST_BYTES_A_CALL):
+            count = min(_MOST_BYTES_A_CALL, length - at)
+            view[:count] = data[at : at + count]
+            self._put_from(offset + at, view[:count])
+
+    def _put_from(self, offset: int, view: memoryview) -> None:
+        done = 0
+        while done < len(view):
+            try:
+                done += os.pwrite(self._file, view[done:], self._base + offset + done)
+            except OSError as error:
+                raise self._failure("write", offset + done, error) from error
+
+    def flush(self) -> None:
+        try:
+            if self._writable:
+                os.fsync(self._file)
+            if not self._direct:
+                # Only clean pages are dropped: the flush comes first.
+                os.posix_fadvise(self._file, self._base, self.length_bytes, os.POSIX_FADV_DONTNEED)
+        except OSError as error:
+            raise self._failure("flush", 0, error) from error
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _check(self, offset: int, length: int, alignment: int) -> None:
+        if offset < 0 or length < 0 or offset + length > self.length_bytes:
+            raise ValueError(f"bytes {offset} to {offset + length} are not inside {self.name}")
+        if offset % alignment or length % alignment:
+            raise ValueError(f"bytes {offset} to {offset + length} of {self.name} are not whole blocks of {alignment}")
+
+    def _failure(self, verb: str, offset: int, error: OSError | None) -> EnvironmentFailure:
+        why = (error.strerror or str(error)) if error else "it ends there"
+        full = error is not None and error.errno == errno.ENOSPC
+        return EnvironmentFailure(
+            f"cannot {verb} {self.name} at byte {offset}: {why}",
+            mend="free some space for the image file" if full else "see dmesg for errors of that disk; replace it",
+            reason="no-space" if full else "io-error",
+        )
 
 
 class FileBlocks:
-    """A `Blocks` over a range of a disk image file, a whole disk or a partition's device node."""
+    """A `Blocks` over a range of a disk image file, of a disk, or over a partition's own device node."""
 
     def __init__(
         self,
@@ -18,13 +166,92 @@ class FileBlocks:
         writable: bool = False,
         direct: bool | None = None,
     ) -> None:
-        """Open `path`; a block device opened for writing must be held by nobody (O_EXCL)."""
-        raise NotImplementedError
+        """Open `path`; `direct` bypasses the page cache (None: on block devices only).
+
+        Raises Refused (reason `device-in-use`) for a block device that is to be written while it is mounted or held,
+        EnvironmentFailure when it cannot be opened or is shorter than the range.
+        """
+        self._range = _Range(path, offset_bytes, length_bytes, name, writable=writable, direct=direct, hold=True)
+
+    @property
+    def name(self) -> str:
+        """Return what to call it in messages."""
+        return self._range.name
+
+    @property
+    def length_bytes(self) -> int:
+        """Return the partition's length, rounded down to whole blocks."""
+        return self._range.length_bytes // ALIGNMENT * ALIGNMENT
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes at `offset`; safe in several threads at once."""
+        return self._range.get(offset, length, ALIGNMENT)
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Write all of `data` at `offset`; durable only after `flush`."""
+        self._range.put(offset, data, ALIGNMENT)
+
+    def flush(self) -> None:
+        """Make all writes durable, then drop cached pages, so that later reads come from the medium."""
+        self._range.flush()
+
+    def close(self) -> None:
+        """Release the partition."""
+        self._range.close()
+
+    def __enter__(self) -> FileBlocks:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
 
 class WholeDisk:
-    """A disk or disk image file for access to its partition table, in units of its sectors."""
+    """A disk or disk image file for access to its partition table; offsets and lengths are whole sectors."""
 
-    def __init__(self, path: Path, *, writable: bool = False) -> None:
-        """Open `path`."""
-        raise NotImplementedError
+    def __init__(self, path: Path, *, writable: bool = False, direct: bool | None = None) -> None:
+        """Open `path`; a disk may be written while its partitions are mounted. Raises EnvironmentFailure."""
+        self._range = _Range(path, 0, None, "", writable=writable, direct=direct, hold=False)
+        self._is_file = not stat.S_ISBLK(path.stat().st_mode)
+
+    @property
+    def name(self) -> str:
+        """Return what to call it in messages."""
+        return self._range.name
+
+    @property
+    def length_bytes(self) -> int:
+        """Return the disk's length."""
+        return self._range.length_bytes
+
+    @property
+    def sector_bytes(self) -> int | None:
+        """Return the logical sector's size; None for an image file, whose partition table tells."""
+        return None if self._is_file else self._range.sector_bytes
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes at `offset`."""
+        return self._range.get(offset, length, self._range.sector_bytes)
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Write all of `data` at `offset`; durable only after `flush`."""
+        self._range.put(offset, data, self._range.sector_bytes)
+
+    def flush(self) -> None:
+        """Make all writes durable, then drop cached pages."""
+        self._range.flush()
+
+    def close(self) -> None:
+        """Release the disk."""
+        self._range.close()
+
+    def __enter__(self) -> WholeDisk:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _sector_bytes(file: int) -> int:
+    raw = fcntl.ioctl(file, _BLKSSZGET, b"\0" * 4)
+    return int(struct.unpack("i", raw)[0])
