@@ -4,50 +4,54 @@ from __future__ import annotations
 
 import contextlib
 import os
+import selectors
 import subprocess
-import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-_EXIT_VALUE = 0x21
-# QEMU's debug-exit device ends the process with (value << 1) | 1.
-_EXIT_CODE = (_EXIT_VALUE << 1) | 1
-_PROBE_S = 15.0
+_PROBE_S = 30.0
+# The firmware says so when it looks for something to boot: by then it ran long mode, timers and paging.
+_FIRMWARE_IS_UP = b"BdsDxe"
 
 
-def firmware_that_exits() -> bytes:
-    """Return 64 KiB of firmware whose reset vector writes one value to the debug-exit port and halts."""
-    code = bytes([0xB0, _EXIT_VALUE, 0xE6, 0xF4, 0xF4])  # mov al, value; out 0xf4, al; hlt
-    return code.rjust(0x10000 - 0x10 + len(code), b"\xf4").ljust(0x10000, b"\xf4")
+def cpu_model(accelerator: str) -> str:
+    """Return the CPU to ask QEMU for: all that the accelerator can give."""
+    return "host" if accelerator == "kvm" else "max"
 
 
-def runs_a_guest(qemu: Sequence[str], accelerator: str, *, within_s: float = _PROBE_S) -> bool:
-    """Tell whether a trivial guest starts and ends within a time limit; a device node alone proves nothing."""
-    with tempfile.TemporaryDirectory(prefix="acl-lab-probe-") as folder:
-        bios = Path(folder) / "bios"
-        bios.write_bytes(firmware_that_exits())
-        argv = ["setpriv", "--pdeathsig", "KILL", "--", *qemu, "-nodefaults", "-no-user-config", "-display", "none"]
-        argv += ["-machine", f"pc,accel={accelerator}", "-bios", str(bios)]
-        argv += ["-device", "isa-debug-exit,iobase=0xf4,iosize=1"]
-        process = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        try:
-            return process.wait(within_s) == _EXIT_CODE
-        except subprocess.TimeoutExpired:
-            return False
-        finally:
-            process.kill()
-            # A process stuck inside /dev/kvm cannot be reaped: leave it rather than hang with it.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(2)
+def runs_a_guest(
+    qemu: Sequence[str], firmware_code: Path, firmware_variables: Path, accelerator: str, *, within_s: float = _PROBE_S
+) -> bool:
+    """Tell whether the firmware comes up within a time limit.
+
+    A device node proves nothing, and a guest of three instructions little: nested virtualisation has been seen to run
+    those and then to fail, or to hang, on the first real guest.
+    """
+    argv = ["setpriv", "--pdeathsig", "KILL", "--", *qemu, "-nodefaults", "-no-user-config", "-display", "none"]
+    argv += ["-machine", f"q35,accel={accelerator},smm=off", "-cpu", cpu_model(accelerator), "-m", "256"]
+    argv += ["-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={firmware_code}"]
+    argv += ["-drive", f"if=pflash,unit=1,format=raw,snapshot=on,file={firmware_variables}"]
+    argv += ["-serial", "stdio"]
+    process = subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    try:
+        return _says(process.stdout.fileno(), _FIRMWARE_IS_UP, within_s)
+    finally:
+        process.kill()
+        process.stdout.close()
+        # A process stuck inside /dev/kvm cannot be reaped: leave it rather than hang with it.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(2)
 
 
-def accelerator(qemu: Sequence[str], memory: Path) -> str:
+def accelerator(qemu: Sequence[str], firmware_code: Path, firmware_variables: Path, memory: Path) -> str:
     """Return `kvm` where it really runs a guest, else `tcg`; remember the answer in the file `memory` for this boot.
 
     `ACL_LAB_ACCEL` overrides it.
@@ -62,8 +66,25 @@ def accelerator(qemu: Sequence[str], memory: Path) -> str:
         known, _, answer = memory.read_text().strip().partition(" ")
         if known == boot and answer in ("kvm", "tcg"):
             return answer
-    answer = "kvm" if runs_a_guest(qemu, "kvm") else "tcg"
+    answer = "kvm" if runs_a_guest(qemu, firmware_code, firmware_variables, "kvm") else "tcg"
     with contextlib.suppress(OSError):
         memory.parent.mkdir(parents=True, exist_ok=True)
         memory.write_text(f"{boot} {answer}\n")
     return answer
+
+
+def _says(descriptor: int, words: bytes, within_s: float) -> bool:
+    heard = b""
+    end = time.monotonic() + within_s
+    with selectors.DefaultSelector() as selector:
+        selector.register(descriptor, selectors.EVENT_READ)
+        while (left := end - time.monotonic()) > 0:
+            if not selector.select(left):
+                return False
+            data = os.read(descriptor, 4096)
+            if not data:
+                return False
+            heard = heard[-len(words) :] + data
+            if words in heard:
+                return True
+    return False

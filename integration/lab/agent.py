@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -10,28 +9,22 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What a command in the guest did."""
+    """What a command in the guest did; `timed_out` when the agent ended it."""
 
     argv: tuple[str, ...]
     exit_code: int
     stdout: str
     stderr: str
-
-    def json(self) -> Any:
-        """Return its standard output as JSON; raise ValueError that shows what came instead."""
-        try:
-            return json.loads(self.stdout)
-        except ValueError as error:
-            raise ValueError(f"{' '.join(self.argv)} wrote no JSON: {(self.stdout + self.stderr)[-400:]!r}") from error
+    timed_out: bool = False
 
 
 class AgentTalk:
-    """Turns the bytes of one agent connection into answers; the agent says hello when its system is up."""
+    """Turns the bytes of one agent connection into answers; the agent greets when it runs."""
 
     def __init__(self) -> None:
         """Begin before the agent runs."""
         self._pending = b""
-        self.hello: dict[str, Any] | None = None
+        self.greeted = False
         self.answers: dict[int, dict[str, Any]] = {}
 
     def feed(self, data: bytes) -> None:
@@ -44,20 +37,15 @@ class AgentTalk:
                 continue
             if not isinstance(message, dict):
                 continue
-            if isinstance(message.get("hello"), dict):
-                self.hello = message["hello"]
+            if message.get("event") == "ready":
+                self.greeted = True
             elif isinstance(message.get("id"), int):
                 self.answers[message["id"]] = message
 
 
-def run_request(number: int, argv: list[str], *, stdin: bytes, timeout_s: float) -> bytes:
+def run_request(number: int, argv: list[str], *, stdin: str, timeout_s: float) -> bytes:
     """Return the line that asks the agent to run a command to its end."""
-    request = {
-        "id": number,
-        "run": argv,
-        "stdin_base64": base64.b64encode(stdin).decode(),
-        "timeout_s": timeout_s,
-    }
+    request = {"id": number, "argv": argv, "stdin": stdin, "timeout_s": timeout_s}
     return json.dumps(request).encode() + b"\n"
 
 
@@ -65,7 +53,8 @@ def ran(argv: list[str], answer: dict[str, Any]) -> Ran:
     """Return an agent's answer as a value."""
     return Ran(
         tuple(argv),
-        int(answer.get("exit_code", 255)),
+        int(answer.get("rc", 255)),
         str(answer.get("stdout", "")),
-        str(answer.get("stderr", answer.get("error", ""))),
+        str(answer.get("stderr", "")),
+        bool(answer.get("timed_out", False)),
     )

@@ -14,13 +14,13 @@ from integration.lab.timeline import (
     Boot,
     DiskView,
     Ending,
-    LoaderEntry,
     Outcome,
     Phase,
     judge,
     slot_of,
     spans_of,
 )
+from updater.boot.entries import EntryName
 from updater.errors import UpdaterError
 
 
@@ -44,7 +44,7 @@ class _Running:
     view: DiskView | None = None
     slot: str | None = None
     release: str | None = None
-    entry: LoaderEntry | None = None
+    entry: EntryName | None = None
     watchdog: bool = False
     was_proven: bool = False
 
@@ -186,7 +186,7 @@ class Observer:
                 now.slot = slot_of(root_hash, now.view.slots)
                 now.entry = now.view.entry_of(now.slot)
             named = f"release {now.release}" if now.release else f"an unknown release (root hash {root_hash})"
-            entry = f", entry {now.entry.name}" if now.entry else ""
+            entry = f", entry {now.entry.file}" if now.entry else ""
             self.note("kernel", f"slot {now.slot or '?'} boots {named}{entry}")
         elif sighting.mark in _TOLD:
             self.note(_TOLD[sighting.mark], sighting.text)
@@ -224,7 +224,7 @@ class Observer:
             spans=tuple(spans),
             sightings=tuple(now.console.sightings),
             ending=ending,
-            entry=now.entry.name if now.entry else None,
+            entry=now.entry.file if now.entry else None,
             faults=now.command_line.faults,
             serial_log=now.log.name,
             detail=detail,

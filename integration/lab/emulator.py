@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from integration.lab.accelerator import accelerator, cpu_model
+
 AGENT_PORT = "org.acl.lab"
 
 
@@ -70,7 +72,7 @@ def command(
         *emulator.qemu,
         *("-nodefaults", "-no-user-config", "-display", "none"),
         *("-machine", f"q35,accel={emulator.accelerator},smm=off,vmport=off"),
-        *("-cpu", "host" if emulator.accelerator == "kvm" else "max"),
+        *("-cpu", cpu_model(emulator.accelerator)),
         *("-smp", "1", "-m", f"{hardware.memory_mib}"),
         *("-rtc", "base=utc,clock=host"),
         *("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={escaped(str(emulator.firmware_code))}"),
@@ -104,13 +106,8 @@ def find_emulator() -> Emulator:
     """Return the tool tree's QEMU with the accelerator that really works here; fetched on first use."""
     from integration.images.cache import cache_folder
     from integration.images.tooltree import tool_tree
-    from integration.lab.accelerator import accelerator
 
     tree = tool_tree()
     qemu = (str(tree.tool("qemu-system-x86_64")),)
-    return Emulator(
-        qemu,
-        tree.firmware_code,
-        tree.firmware_variables,
-        accelerator(qemu, cache_folder() / "accelerator"),
-    )
+    code, variables = tree.firmware_code, tree.firmware_variables
+    return Emulator(qemu, code, variables, accelerator(qemu, code, variables, cache_folder() / "accelerator"))

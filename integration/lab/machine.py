@@ -182,24 +182,24 @@ class Machine:
 
     @property
     def agent_is_up(self) -> bool:
-        """Tell whether the guest's agent has said hello in this boot."""
-        return self._agent.hello is not None
+        """Tell whether the guest's agent greeted in this boot."""
+        return self._agent.greeted
 
-    def guest(self, *argv: str, stdin: bytes = b"", budget_s: float = 120) -> Ran:
+    def guest(self, *argv: str, stdin: str = "", budget_s: float = 120) -> Ran:
         """Run a command in the guest to its end; raise LabTimeout when the guest dies or takes too long."""
         talk, number = self.guest_begin(*argv, stdin=stdin, budget_s=budget_s)
         what = f"`{' '.join(argv)}` in the guest"
         answer = self.wait(
-            lambda: talk.answers.pop(number, None) or (talk is not self._agent and {"error": "rebooted"}) or None,
+            lambda: talk.answers.pop(number, None) or ({} if talk is not self._agent else None),
             what,
             budget_s=budget_s,
             while_on=True,
         )
-        if answer.get("error") == "rebooted":
+        if not answer:
             raise LabTimeout(f"the guest rebooted during {what}", mend="see its serial log", reason="guest-rebooted")
         return ran(list(argv), answer)
 
-    def guest_begin(self, *argv: str, stdin: bytes = b"", budget_s: float = 120) -> tuple[AgentTalk, int]:
+    def guest_begin(self, *argv: str, stdin: str = "", budget_s: float = 120) -> tuple[AgentTalk, int]:
         """Start a command in the guest and return at once; nobody need wait for its answer."""
         self.wait(lambda: self.agent_is_up or None, "the guest's agent", budget_s=budget_s, while_on=True)
         with self._changed:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from integration.lab.serial import Mark, Sighting
+from updater.boot.entries import EntryName
 
 
 class Outcome(Enum):
@@ -59,27 +60,13 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class LoaderEntry:
-    """A boot entry's file on the ESP: its stem and the counters in its name (None: not counted)."""
-
-    name: str
-    tries_left: int | None
-    tries_done: int
-
-    @property
-    def stem(self) -> str:
-        """Return the name without counters and suffix: the slot's letter."""
-        return self.name.removesuffix(".conf").partition("+")[0]
-
-
-@dataclass(frozen=True, slots=True)
 class DiskView:
     """What the powered-off disk, or a running machine's disk, shows of its boot: PARTUUID to slot, and the entries."""
 
     slots: Mapping[str, str]
-    entries: tuple[LoaderEntry, ...]
+    entries: tuple[EntryName, ...]
 
-    def entry_of(self, slot: str | None) -> LoaderEntry | None:
+    def entry_of(self, slot: str | None) -> EntryName | None:
         """Return the entry file of a slot; of two (a cut between create and delete), the one with fewer tries."""
         mine = [entry for entry in self.entries if entry.stem == slot]
         return min(mine, key=lambda e: e.tries_left if e.tries_left is not None else 1 << 30, default=None)
@@ -109,15 +96,6 @@ def slot_of(root_hash: str | None, slots: Mapping[str, str]) -> str | None:
     return slots.get(root_hash[:32]) if root_hash else None
 
 
-def read_entry(name: str) -> LoaderEntry:
-    """Parse an entry's file name by the Boot Loader Specification's counting rules."""
-    counter = name.removesuffix(".conf").rpartition("+")[2] if "+" in name else ""
-    left, _, done = counter.partition("-")
-    if not left.isdigit() or (done and not done.isdigit()):
-        return LoaderEntry(name, None, 0)
-    return LoaderEntry(name, int(left), int(done or 0))
-
-
 def spans_of(sightings: Sequence[Sighting], end_s: float, *, trial: bool) -> tuple[Span, ...]:
     """Cut a boot into phases at the marks that begin them; a mark that was missed leaves its phase out."""
     starts: list[tuple[Phase, float]] = [(Phase.FIRMWARE, 0.0)]
@@ -141,8 +119,8 @@ def judge(
     sightings: Sequence[Sighting],
     ending: Ending,
     *,
-    entry: LoaderEntry | None,
-    entry_after: LoaderEntry | None,
+    entry: EntryName | None,
+    entry_after: EntryName | None,
     was_proven: bool,
 ) -> tuple[Outcome, str]:
     """Return how a boot went, and the words behind it, from outside evidence alone.
@@ -168,7 +146,7 @@ def judge(
         return Outcome.STUCK, "the emulator itself ended"
     condemned = entry_after is not None and entry_after.tries_left == 0 and entry != entry_after
     if condemned:
-        return Outcome.ROLLED_BACK, f"its entry became {entry_after.name if entry_after else ''}"
+        return Outcome.ROLLED_BACK, f"its entry became {entry_after.file if entry_after else ''}"
     blessed = (
         entry is not None
         and entry.tries_left is not None

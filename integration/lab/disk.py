@@ -1,0 +1,146 @@
+"""A machine's disk from outside: looked at while it runs, operated on while it is off."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from integration.lab.fat import FatReader
+from integration.lab.timeline import DiskView
+from updater import gpt
+from updater.boot.entries import ENTRIES, is_entry_name, parse_name
+from updater.boot.loader_model import LoaderState, candidate, in_order
+from updater.errors import EnvironmentFailure
+from updater.run import run
+
+_BLOCK_BYTES = 4096
+_DATA = {"root-a": "a", "root-b": "b"}
+_FILLER = "acl-lab-filler.bin"
+
+
+def copy_disk(source: Path, target: Path) -> None:
+    """Copy a disk image; holes stay holes, and blocks are shared where the file system can."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    run(["cp", "--sparse=always", "--reflink=auto", "--", source, target], timeout_s=600)
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A raw disk image with the layout dps-root."""
+
+    path: Path
+
+    def table(self) -> gpt.Gpt:
+        """Return its partition table."""
+        with self.path.open("rb") as file:
+
+            def read(offset: int, length: int) -> bytes:
+                return os.pread(file.fileno(), length, offset)
+
+            return gpt.parse(read, self.path.stat().st_size)
+
+    def partition(self, label: str) -> gpt.Partition:
+        """Return the partition with this label; raise EnvironmentFailure when there is none."""
+        found = next((p for p in self.table().partitions if p.name == label), None)
+        if found is None:
+            raise EnvironmentFailure(
+                f"{self.path} has no partition {label}", mend="build the disk anew", reason="lab-disk"
+            )
+        return found
+
+    def esp(self) -> FatReader:
+        """Return its ESP."""
+        return FatReader(self.path, self.partition("esp").offset_bytes)
+
+    def look(self) -> DiskView:
+        """Return which PARTUUID lies in which slot, and the boot entries; also while a guest writes to the disk."""
+        table = self.table()
+        slots = {p.unique_guid.hex: _DATA[p.name] for p in table.partitions if p.name in _DATA}
+        return DiskView(slots, tuple(parse_name(name) for name in self.entry_names()))
+
+    def entry_names(self) -> list[str]:
+        """Return the names of the boot entries' files."""
+        return [name for name in self.esp().names(ENTRIES) if is_entry_name(name)]
+
+    def loader_order(self) -> list[str]:
+        """Return the entry files in the order in which the loader's model sorts them."""
+        esp = self.esp()
+        found = [candidate(name, esp.read(f"{ENTRIES}/{name}") or b"") for name in self.entry_names()]
+        # The loader drops an entry whose image is missing.
+        there = [one for one in found if one is not None and esp.read(one.path.strip("/"), limit_bytes=1) is not None]
+        return [one.file for one in in_order(LoaderState(candidates=tuple(there)))]
+
+    def slot_digest(self, slot: str) -> str:
+        """Return a SHA-256 over all that makes a slot: both partitions, the UKI and the table's entries."""
+        digest = hashlib.sha256()
+        with self.path.open("rb") as file:
+            for label in (f"root-{slot}", f"root-{slot}-verity"):
+                partition = self.partition(label)
+                digest.update(repr((partition.unique_guid, partition.attributes)).encode())
+                at, end = partition.offset_bytes, partition.offset_bytes + partition.length_bytes
+                while at < end:
+                    digest.update(piece := os.pread(file.fileno(), min(1 << 20, end - at), at))
+                    at += len(piece)
+        digest.update(self.esp().read(f"EFI/acl/{slot}.efi") or b"absent")
+        return digest.hexdigest()
+
+    # -- surgery, with the machine off ---------------------------------------------------------------------------
+
+    def flip_block(self, slot: str, block: int) -> None:
+        """Invert one byte in a 4096-byte block of a slot's data partition."""
+        self._flip(self.partition(f"root-{slot}").offset_bytes + block * _BLOCK_BYTES + 17)
+
+    def flip_file(self, path: str, at_byte: int) -> None:
+        """Invert one byte of a file on the ESP."""
+        offset = self.esp().offset_of(path, at_byte)
+        if offset is None:
+            raise EnvironmentFailure(
+                f"the ESP has no {path} of that length", mend="mend the scenario", reason="lab-disk"
+            )
+        self._flip(offset)
+
+    def truncate_file(self, path: str, length: int) -> None:
+        """Cut a file on the ESP short."""
+        content = self.esp().read(path)
+        if content is None or len(content) <= length:
+            raise EnvironmentFailure(
+                f"the ESP has no {path} longer than {length} bytes", mend="mend the scenario", reason="lab-disk"
+            )
+        self._put(path, content[:length])
+
+    def fill_esp(self, leave_bytes: int) -> int:
+        """Fill the ESP up to `leave_bytes`; return how long the filler is."""
+        free = self._esp_free_bytes() - leave_bytes
+        if free > 0:
+            self._put(_FILLER, bytes(free))
+        return max(0, free)
+
+    def free_esp(self) -> None:
+        """Take the filler away again."""
+        run([_tool("mdel"), "-i", self._esp_image(), f"::{_FILLER}"])
+
+    def _esp_free_bytes(self) -> int:
+        listing = run([_tool("mdir"), "-i", self._esp_image(), "::"]).stdout.decode()
+        words = next(line for line in reversed(listing.splitlines()) if "bytes free" in line)
+        return int("".join(c for c in words.partition("bytes free")[0] if c.isdigit()))
+
+    def _put(self, path: str, content: bytes) -> None:
+        run([_tool("mcopy"), "-o", "-i", self._esp_image(), "-", f"::{path}"], stdin=content, timeout_s=300)
+
+    def _esp_image(self) -> str:
+        return f"{self.path}@@{self.partition('esp').offset_bytes}"
+
+    def _flip(self, offset: int) -> None:
+        with self.path.open("r+b") as file:
+            file.seek(offset)
+            old = file.read(1)
+            file.seek(offset)
+            file.write(bytes([old[0] ^ 0xFF]))
+
+
+def _tool(name: str) -> str:
+    from integration.images.tooltree import tool_tree
+
+    return str(tool_tree().tool(name))
