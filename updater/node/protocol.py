@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,9 +15,6 @@ from updater.config import Config
 from updater.files import Directory
 from updater.layouts import Layout
 from updater.slots import Slot
-
-# (what is done, bytes done, bytes in all or 0 when not known)
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +36,7 @@ class Node(Protocol):
     state: Directory
     esp: Directory
     architecture: str
+    image_id: str | None
 
     def running(self) -> Running:
         """Return the running slot; raise EnvironmentFailure when it cannot be told for certain."""

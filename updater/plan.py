@@ -1,0 +1,126 @@
+"""The plan of an update: a value that is printed, tested, then executed step by step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from updater.boot.protocol import BootFile
+from updater.errors import EnvironmentFailure, UpdaterError
+from updater.manifest import Manifest
+from updater.policy import Target
+from updater.records import ReleaseRecord
+from updater.slots import Slot
+
+STAGE_STEPS: tuple[tuple[str, str], ...] = (
+    ("prove-fallback", "read the whole running slot and its boot files against their hashes"),
+    ("record-intent", "write down which release goes into which slot"),
+    ("settle-fallback", "make the running release's boot entry one that cannot go bad"),
+    ("withdraw-slot", "take away the other slot's boot entry and boot files"),
+    ("fill-slot", "fetch what the slot lacks, prove each block, write it, read the whole slot back"),
+    ("label-slot", "give the slot's partitions the PARTUUIDs of the root hash, one GPT copy after the other"),
+    ("place-boot-files", "fetch the boot files, prove them, write them to the ESP, read them back"),
+    ("record-staged", "write down that the release is staged"),
+)
+
+FINALIZE_STEPS: tuple[tuple[str, str], ...] = (
+    ("prove-fallback", "read the whole running slot and its boot files against their hashes again"),
+    ("prove-slot", "read the staged slot and its boot files against their hashes"),
+    ("check-loader", "see that the loader counts tries and that nothing masks the trial or its fallback"),
+    ("capture-baseline", "run the health checks, so that what is broken already does not blame the new release"),
+    ("record-arming", "write down, on the state partition and on the ESP, that a trial begins"),
+    ("arm", "publish a counted boot entry that sorts before the running release's"),
+    ("record-armed", "write down that the trial is armed"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One sum of the preflight: what is needed against what there is, in bytes."""
+
+    name: str
+    needed_bytes: int
+    available_bytes: int
+    mend: str
+
+    @property
+    def holds(self) -> bool:
+        """Tell whether there is enough."""
+        return self.needed_bytes <= self.available_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a stage would do, and whether it can."""
+
+    target: Target
+    release: ReleaseRecord
+    from_version: str
+    from_slot: Slot
+    slot: Slot
+    checks: tuple[Check, ...]
+    download_bytes_at_most: int
+    steps: tuple[tuple[str, str], ...] = STAGE_STEPS
+
+    def refuse_unless_possible(self) -> None:
+        """Raise EnvironmentFailure with the sums of the first check that does not hold."""
+        for check in self.checks:
+            if not check.holds:
+                raise EnvironmentFailure(
+                    f"release {self.release.version} does not fit: {check.name} needs {sizes(check.needed_bytes)}, "
+                    f"{sizes(check.available_bytes)} are there",
+                    mend=check.mend,
+                    reason="no-room",
+                )
+
+
+def sizes(length_bytes: int) -> str:
+    """Return a length as people read it, with the exact bytes."""
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if length_bytes >= size:
+            return f"{length_bytes / size:.1f} {unit} ({length_bytes} bytes)"
+    return f"{length_bytes} bytes"
+
+
+def boot_files(release: ReleaseRecord) -> tuple[BootFile, ...]:
+    """Return the release's boot files in the order in which they are placed: addons before the UKI."""
+    return tuple(BootFile(item.name, item.length_bytes, item.sha256) for item in release.files)
+
+
+def make_plan(
+    *,
+    target: Target,
+    manifest: Manifest,
+    release: ReleaseRecord,
+    from_version: str,
+    from_slot: Slot,
+    data_bytes: int,
+    hash_bytes: int,
+    esp_needed: int,
+    esp_free: int,
+    scratch_free: int,
+) -> Plan:
+    """Return the plan to stage a release into the slot that is not running, with the preflight's sums."""
+    slot = from_slot.other
+    root = manifest.root
+    largest = max(item.length_bytes for item in release.files)
+    checks = (
+        Check(f"slot {slot}'s image", root.length_bytes, data_bytes, "choose a smaller image or larger slots"),
+        # One block more than the tree: the superblock stands before it.
+        Check(f"slot {slot}'s hash tree", root.tree_length_bytes + 4096, hash_bytes, "choose larger hash partitions"),
+        Check("the ESP", esp_needed, esp_free, "remove files from the ESP that neither slot needs: see `ls /EFI`"),
+        Check("the state partition", largest, scratch_free, "free space on the state partition, mounted at /var"),
+    )
+    return Plan(
+        target=target,
+        release=release,
+        from_version=from_version,
+        from_slot=from_slot,
+        slot=slot,
+        checks=checks,
+        download_bytes_at_most=root.length_bytes + root.tree_length_bytes + sum(f.length_bytes for f in release.files),
+    )
+
+
+def unexpected(what: str) -> UpdaterError:
+    """Return the error for a state that the program's own logic excludes."""
+    return UpdaterError(what, mend="please report this: it is a fault of the updater", reason="internal")

@@ -1,0 +1,122 @@
+"""The signed repository as a node sees it: what is offered, and the bytes of a release."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from updater.config import Config
+from updater.errors import EnvironmentFailure, Refused, Untrusted
+from updater.manifest import Manifest, Root, Withdrawn
+from updater.node.protocol import Node
+from updater.records import FileRecord, ReleaseRecord, release_record
+from updater.store import utc_time
+
+if TYPE_CHECKING:
+    from updater.fetch import Fetcher
+    from updater.trust import Accepted, Trust
+
+
+class RepositoryImage:
+    """A `writer.Source`: the image and the hash tree of one release on the mirrors."""
+
+    def __init__(self, fetcher: Fetcher, root: Root) -> None:
+        self._fetcher = fetcher
+        self._base = f"images/{root.root_hash}"
+
+    @property
+    def name(self) -> str:
+        return f"{self._fetcher.name}/{self._base}"
+
+    def tree(self, offset: int, length: int) -> Iterator[bytes]:
+        return self._fetcher.stream(f"{self._base}/tree", offset, length)
+
+    def data(self, offset: int, length: int) -> Iterator[bytes]:
+        return self._fetcher.stream(f"{self._base}/data", offset, length)
+
+
+class Repository:
+    """The trusted metadata that this node accepted last, and the mirrors that serve the bytes."""
+
+    def __init__(self, trust: Trust, fetcher: Fetcher) -> None:
+        self.trust = trust
+        self.fetcher = fetcher
+
+    def refresh(self) -> Accepted:
+        """Fetch and verify the metadata; raise Untrusted or NetworkFailure."""
+        return self.trust.refresh()
+
+    def offered(self, channel: str) -> str | None:
+        """Return the release that a channel offers, None when there is no such channel."""
+        try:
+            return self.trust.channel(channel).release
+        except Untrusted as error:
+            if error.reason == "target-missing":
+                return None
+            raise
+
+    def withdrawn(self) -> Withdrawn:
+        """Return the signed list of withdrawn releases."""
+        return self.trust.withdrawn()
+
+    def release(self, version: str) -> tuple[Manifest, ReleaseRecord]:
+        """Return a release's proven manifest and what to remember of it; raise Refused when it is not published."""
+        try:
+            manifest, raw = self.trust.manifest(version)
+        except Untrusted as error:
+            if error.reason == "target-missing":
+                raise Refused(
+                    f"the repository has no release {version}",
+                    mend="see `acl-updater check` for what it has",
+                    reason="unknown-release",
+                ) from error
+            raise
+        return manifest, release_record(manifest, raw)
+
+    def image(self, root: Root) -> RepositoryImage:
+        """Return the source of a release's blocks."""
+        return RepositoryImage(self.fetcher, root)
+
+    def blob(self, file: FileRecord) -> Iterator[bytes]:
+        """Yield a boot file's bytes as the mirror serves them: not trusted until hashed."""
+        return self.fetcher.stream(f"blobs/{file.sha256[:2]}/{file.sha256}", 0, file.length_bytes)
+
+
+@contextmanager
+def open_repository(node: Node, *, built: str | None) -> Iterator[Repository]:
+    """Open the node's repository; `built` is the running image's build time, below which no clock is believed."""
+    from updater.fetch import Fetcher
+
+    mirrors = mirrors_of(node.config)
+    network = node.config.network
+    fetcher = Fetcher(
+        mirrors,
+        ca_file=network.ca_file,
+        client_cert=network.client_cert,
+        client_key=network.client_key,
+        headers=network.headers,
+        total_timeout_s=network.total_timeout_s,
+    )
+    with node.trust_folder() as folder:
+        yield Repository(_trust(folder, fetcher, node.bootstrap_roots(), node, built), fetcher)
+
+
+def mirrors_of(config: Config) -> Sequence[str]:
+    """Return the configured mirrors; raise EnvironmentFailure when there are none."""
+    if not config.mirrors:
+        raise EnvironmentFailure(
+            "no mirror is configured",
+            mend="add `mirrors: [https://…]` to /etc/acl-updater/config.yaml",
+            reason="no-mirror",
+        )
+    return config.mirrors
+
+
+def _trust(folder: Path, fetcher: Fetcher, roots: Sequence[Path], node: Node, built: str | None) -> Trust:
+    from updater.trust import Trust
+
+    floor = utc_time(built) if built else datetime.fromtimestamp(0, tz=node.now().tzinfo)
+    return Trust(folder, fetcher, bootstrap_roots=roots, now=node.now, time_floor=floor)

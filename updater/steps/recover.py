@@ -1,0 +1,240 @@
+"""Recover at every start: look at the disk, finish what was begun, put on record what ended."""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+
+import msgspec
+
+from updater.errors import EnvironmentFailure, SlotDamaged
+from updater.facts import Facts
+from updater.health_plugin import HealthPlugin, TrialEnd
+from updater.records import Aftermath, Journal, Ledger, Proven, Quarantined, ReleaseRecord, Update
+from updater.situation import Situation, decide
+from updater.slots import Slot
+from updater.steps.commit import finish_commit, trial_update
+from updater.steps.proofs import prove_boot_files, prove_image
+from updater.steps.session import Session
+from updater.store import utc_text
+
+log = logging.getLogger(__name__)
+
+LONGEST_RETRY_S = 7 * 86_400
+
+
+def recover(session: Session, health: HealthPlugin | None) -> Situation:
+    """Finish what was begun before; return where the machine stands then. Safe to repeat, and to cut at any point."""
+    facts = session.facts()
+    if facts.ledger_lost and not session.store.set_aside:
+        log.warning("no ledger was found, neither on the state partition nor on the ESP")
+    for _ in range(len(Situation)):
+        situation = decide(facts)
+        if not _act(session, facts, situation, health):
+            return situation
+        facts = session.facts()
+    return decide(facts)
+
+
+def _act(session: Session, facts: Facts, situation: Situation, health: HealthPlugin | None) -> bool:
+    """Do what the situation asks for; tell whether it may have changed."""
+    update = trial_update(facts)
+    if situation is Situation.STAGING:
+        if session.node.mend_gpt():
+            log.warning("a half-written partition table was completed")
+        return False
+    if situation is Situation.STAGED and facts.journal.phase == "armed" and facts.journal.update is not None:
+        # The cut came between the intent to arm and the boot entry: the release is staged, no more.
+        session.store.write_ledger(msgspec.structs.replace(facts.ledger, armed=None))
+        session.store.write_journal(msgspec.structs.replace(facts.journal, phase="staged"))
+        return True
+    if (
+        situation is Situation.ARMED
+        and update is not None
+        and update.armed is None
+        and facts.journal.update is not None
+    ):
+        told = msgspec.structs.replace(update, armed=session.stamp())
+        session.store.write_journal(msgspec.structs.replace(facts.journal, update=told))
+        return True
+    if situation is Situation.TRIAL and update is not None:
+        return _note_trial_boot(session, facts, update)
+    if situation is Situation.COMMITTING and update is not None:
+        finish_commit(session, facts, update)
+        return True
+    if situation is Situation.FELL_BACK and update is not None and facts.live:
+        _end_of_trial(session, facts, update, health)
+        return True
+    if situation is Situation.REVERTED and facts.journal.update is not None:
+        _end_of_revert(session, facts, facts.journal.update)
+        return True
+    if situation is Situation.REVERTING and facts.live and facts.journal.update is not None:
+        return _revert_that_did_not_boot(session, facts, facts.journal.update)
+    if situation is Situation.ROTTED and facts.live:
+        _end_of_rot(session, facts, health)
+        return True
+    return False
+
+
+def _note_trial_boot(session: Session, facts: Facts, update: Update) -> bool:
+    if facts.boot_id in update.trial_boots:
+        return False
+    told = msgspec.structs.replace(update, trial_boots=[*update.trial_boots, facts.boot_id])
+    phase = facts.journal.phase if facts.journal.phase != "idle" else "armed"
+    try:
+        session.store.write_journal(msgspec.structs.replace(facts.journal, phase=phase, update=told))
+    except EnvironmentFailure as error:
+        log.error("the trial boot could not be noted: %s", error)
+        return False
+    entry = next((e for e in facts.boot.order if e.slot is update.slot), None)
+    left = f", {entry.tries_left} more tries are left" if entry and entry.tries_left is not None else ""
+    session.record(
+        "trial-boot",
+        f"try {len(told.trial_boots)} of release {update.release.version} in slot {update.slot}{left}",
+        release=update.release,
+        slot=update.slot,
+    )
+    return True
+
+
+def _end_of_trial(session: Session, facts: Facts, update: Update, health: HealthPlugin | None) -> None:
+    """Judge a trial that the loader or a verdict ended, quarantine the image if anything points at it."""
+    end = _judge(session, facts, update, health)
+    release = update.release
+    ledger = session.store.ledger() or facts.ledger
+    quarantined = _quarantine(ledger, release, end, session)
+    session.store.write_ledger(
+        msgspec.structs.replace(ledger.without_proven(update.slot).with_quarantined(quarantined), armed=None)
+    )
+    session.node.boot.withdraw(update.slot)
+    aftermath = Aftermath(release.version, release.root.root_hash, end.checks) if end.checks else None
+    session.store.write_journal(Journal(aftermath=aftermath))
+    session.record(
+        "rolled-back",
+        f"release {release.version} was tried in slot {update.slot} and is rolled back to release "
+        f"{facts.running.version}: {end.sentence}"
+        + ("" if quarantined.until is None else f"; it may be tried again from {quarantined.until} on"),
+        release=release,
+        slot=update.slot,
+        reason=end.cause,
+        evidence=end.folder,
+    )
+
+
+def _judge(session: Session, facts: Facts, update: Update, health: HealthPlugin | None) -> TrialEnd:
+    damage = _damage(session, update.slot, update.release)
+    verdict = update.verdict
+    if health is None:
+        if verdict is not None:
+            return TrialEnd(verdict.stage, verdict.cause, verdict.sentence, list(verdict.checks), verdict.evidence)
+        return TrialEnd("unknown", "none", "the trial ended without a verdict and nothing says why", [], None)
+    return health.judge_end(
+        release=update.release.version,
+        root_hash=update.release.root.root_hash,
+        armed_at=update.armed,
+        armed_boot_id=update.armed_boot_id,
+        trial_boots=tuple(update.trial_boots),
+        boot_id=facts.boot_id,
+        verdict=verdict,
+        damage=damage,
+        state=session.node.state,
+        limit_bytes=session.node.config.evidence_bytes,
+    )
+
+
+def _damage(session: Session, slot: Slot, release: ReleaseRecord) -> tuple[tuple[str, str], ...]:
+    """Return (cause, sentence) for each way in which the slot no longer holds what was proven before arming."""
+    found = []
+    try:
+        prove_boot_files(session, slot, release)
+    except (SlotDamaged, EnvironmentFailure) as error:
+        found.append(("damaged-uki", error.message))
+    try:
+        prove_image(session, slot, release)
+    except (SlotDamaged, EnvironmentFailure) as error:
+        found.append(("damaged-slot", error.message))
+    return tuple(found)
+
+
+def _quarantine(ledger: Ledger, release: ReleaseRecord, end: TrialEnd, session: Session) -> Quarantined:
+    before = ledger.quarantined(release.root.root_hash)
+    rounds = before.rounds + 1 if before else 1
+    until = None
+    if not end.blames_the_image:
+        delay_s = min(session.node.config.retry_after_s * 2 ** min(rounds - 1, 20), LONGEST_RETRY_S)
+        until = utc_text(session.now() + timedelta(seconds=delay_s))
+    return Quarantined(
+        version=release.version,
+        root_hash=release.root.root_hash,
+        stage=end.stage,
+        cause=end.cause,
+        sentence=end.sentence,
+        at=session.stamp(),
+        until=until,
+        rounds=rounds,
+        checks=end.checks,
+        evidence=end.folder,
+    )
+
+
+def _end_of_revert(session: Session, facts: Facts, update: Update) -> None:
+    session.store.write_journal(Journal())
+    session.record(
+        "reverted",
+        f"release {update.release.version} in slot {update.slot} runs again instead of {update.from_version}, "
+        "as an operator asked",
+        release=update.release,
+        slot=update.slot,
+        reason="operator",
+    )
+
+
+def _revert_that_did_not_boot(session: Session, facts: Facts, update: Update) -> bool:
+    """A boot has passed since the roll back was asked for, and the old release still runs."""
+    if facts.boot_id == update.armed_boot_id:
+        return False
+    session.node.boot.prefer(facts.running.slot, facts.running.version)
+    session.store.write_ledger(facts.ledger.without_quarantined(facts.running.root_hash))
+    session.store.write_journal(Journal())
+    session.record(
+        "revert-failed",
+        f"release {update.release.version} in slot {update.slot} did not boot, release {facts.running.version} stays",
+        release=update.release,
+        slot=update.slot,
+    )
+    return True
+
+
+def _end_of_rot(session: Session, facts: Facts, health: HealthPlugin | None) -> None:
+    """A committed release used up its tries boot after boot: the older proven one runs, and becomes the default."""
+    slot = facts.running.slot.other
+    proven = facts.ledger.proven_in(slot)
+    assert proven is not None
+    update = _as_update(proven, facts)
+    end = _judge(session, facts, update, health)
+    session.node.boot.settle(facts.running.slot)
+    session.store.write_ledger(
+        facts.ledger.without_proven(slot).with_quarantined(_quarantine(facts.ledger, proven.release, end, session))
+    )
+    session.node.boot.withdraw(slot)
+    session.record(
+        "rotted",
+        f"release {proven.release.version} in slot {slot} was committed, but failed to become healthy at each of its "
+        f"last boots: {end.sentence}; release {facts.running.version} is the default again",
+        release=proven.release,
+        slot=slot,
+        reason=end.cause,
+        evidence=end.folder,
+    )
+
+
+def _as_update(proven: Proven, facts: Facts) -> Update:
+    return Update(
+        id="rot",
+        release=proven.release,
+        slot=proven.slot,
+        from_version=facts.running.version,
+        from_slot=facts.running.slot,
+        started=proven.at,
+        armed=proven.at,
+    )

@@ -1,0 +1,248 @@
+"""Stage a release: fill the slot that is not running, prove it, place its boot files."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from updater.boot.protocol import BootFile
+from updater.errors import InvalidDocument, NothingToDo, Refused, Untrusted
+from updater.facts import Facts
+from updater.manifest import Manifest
+from updater.plan import Plan, boot_files, make_plan
+from updater.policy import Target, choose, refuse_unfit
+from updater.progress import step
+from updater.records import UKI_NAME, FileRecord, Journal, ReleaseRecord, Update
+from updater.repository import Repository
+from updater.situation import Situation, decide
+from updater.steps.proofs import prove_boot_files, prove_fallback
+from updater.steps.session import Session
+
+CHUNK_BYTES = 1 << 20
+
+
+def plan_stage(session: Session, repository: Repository, facts: Facts, *, to: str | None) -> tuple[Plan, Manifest]:
+    """Choose the release and add up what it needs; change nothing. Raises NothingToDo, Refused, Untrusted."""
+    node = session.node
+    channel = facts.policy.channel or node.config.channel
+    target = choose(
+        to=to,
+        policy=facts.policy,
+        channel=channel,
+        offered=repository.offered(channel),
+        running=facts.running.version,
+        now=facts.now,
+    )
+    manifest, release = repository.release(target.version)
+    refuse_unfit(
+        manifest,
+        manifest_sha256=release.manifest_sha256,
+        target=target,
+        layout=node.layout.name,
+        architecture=node.architecture,
+        image_id=node.image_id,
+        running_root_hash=facts.running.root_hash,
+        ledger=facts.ledger,
+        withdrawn=repository.withdrawn(),
+        now=facts.now,
+    )
+    return _planned(session, facts, target, manifest, release), manifest
+
+
+def refuse_in_situation(facts: Facts) -> None:
+    """Raise Refused while the other slot must not be touched."""
+    situation = decide(facts)
+    update = facts.journal.update
+    version = update.release.version if update else "a release"
+    if situation in (Situation.TRIAL, Situation.COMMITTING):
+        raise Refused(
+            f"release {facts.running.version} is on trial: the other slot is its fallback and stays untouched",
+            mend="wait for the verdict: see `acl-updater status`",
+            reason="on-trial",
+        )
+    if situation is Situation.ARMED:
+        raise Refused(
+            f"release {version} is armed: the next boot tries it",
+            mend="reboot, or `acl-updater cancel`",
+            reason="armed",
+        )
+    if situation in (Situation.REVERTING, Situation.REVERTED):
+        raise Refused(
+            "a roll back to the other slot waits for its reboot",
+            mend="reboot, or `acl-updater cancel`",
+            reason="reverting",
+        )
+    if situation in (Situation.FELL_BACK, Situation.ROTTED):
+        raise Refused(
+            "a trial ended and its end is not on record yet",
+            mend="run `acl-updater recover` on the node itself (its service does so at every boot)",
+            reason="not-recovered",
+        )
+
+
+def stage(session: Session, repository: Repository, *, to: str | None) -> Plan:
+    """Stage the release that policy (or `to`) names; return the executed plan.
+
+    The order is DESIGN's: prove the fallback, record the intent, take away the other slot's boot entry, and only
+    then write its first byte. Whatever happens in between, the running release boots.
+    """
+    facts = session.facts()
+    refuse_in_situation(facts)
+    plan, manifest = plan_stage(session, repository, facts, to=to)
+    update = facts.journal.update
+    if decide(facts) is Situation.STAGED and update is not None and update.release == plan.release:
+        raise NothingToDo(
+            f"release {plan.release.version} is staged already in slot {update.slot}",
+            mend="`acl-updater finalize` arms it",
+            reason="already-staged",
+        )
+    plan.refuse_unless_possible()
+    _execute(session, repository, facts, plan, manifest)
+    return plan
+
+
+def _execute(session: Session, repository: Repository, facts: Facts, plan: Plan, manifest: Manifest) -> None:
+    node, reporter, release, slot = session.node, session.reporter, plan.release, plan.slot
+    sentences = dict(plan.steps)
+
+    with step(reporter, "prove-fallback", sentences["prove-fallback"]) as said:
+        prove_fallback(session, facts)
+        said.append(f"slot {plan.from_slot} holds release {plan.from_version}, whole")
+
+    with step(reporter, "record-intent", sentences["record-intent"]):
+        before = facts.journal.update
+        resumes = facts.journal.phase == "staging" and before is not None and before.release == release
+        update = (
+            before
+            if resumes and before is not None
+            else Update(
+                id=str(uuid.uuid4()),
+                release=release,
+                slot=slot,
+                from_version=plan.from_version,
+                from_slot=plan.from_slot,
+                started=session.stamp(),
+                deliberate=plan.target.deliberate,
+            )
+        )
+        journal = Journal(phase="staging", update=update, healthy_boot_id=facts.journal.healthy_boot_id)
+        session.store.write_journal(journal)
+        session.store.write_ledger(facts.ledger.without_proven(slot).with_seen(release))
+        verb = "resumes staging" if resumes else "stages"
+        session.record(
+            "stage-began",
+            f"the node {verb} release {release.version} into slot {slot}: {plan.target.why}",
+            release=release,
+            slot=slot,
+        )
+
+    with step(reporter, "settle-fallback", sentences["settle-fallback"]):
+        node.boot.settle(plan.from_slot)
+
+    with step(reporter, "withdraw-slot", sentences["withdraw-slot"]):
+        node.boot.withdraw(slot)
+
+    with step(reporter, "fill-slot", sentences["fill-slot"]) as said:
+        said.append(_fill(session, repository, manifest, release, plan))
+
+    with step(reporter, "label-slot", sentences["label-slot"]):
+        node.label_slot(slot, release.root.root_hash)
+
+    with step(reporter, "place-boot-files", sentences["place-boot-files"]):
+        for file, shape in zip(release.files, boot_files(release), strict=True):
+            _place(session, repository, plan, file, shape)
+        prove_boot_files(session, slot, release)
+
+    with step(reporter, "record-staged", sentences["record-staged"]):
+        staged = msgspec.structs.replace(update, staged=session.stamp())
+        session.store.write_journal(msgspec.structs.replace(journal, phase="staged", update=staged))
+        session.record("staged", f"slot {slot} holds release {release.version}, proven", release=release, slot=slot)
+
+
+def _fill(session: Session, repository: Repository, manifest: Manifest, release: ReleaseRecord, plan: Plan) -> str:
+    from updater.writer import fill_slot
+
+    data = session.node.blocks(plan.slot, "data", writable=True)
+    try:
+        hashes = session.node.blocks(plan.slot, "hash", writable=True)
+        try:
+            written = fill_slot(
+                repository.image(manifest.root), data, hashes, manifest.root, progress=session.reporter.advance
+            )
+        finally:
+            hashes.close()
+    finally:
+        data.close()
+    return (
+        f"{written.fetched_bytes} bytes fetched, {written.written_bytes} written, {written.kept_bytes} were in place; "
+        f"read back against root hash {release.root.root_hash[:12]}…"
+    )
+
+
+def _place(session: Session, repository: Repository, plan: Plan, file: FileRecord, shape: BootFile) -> None:
+    """Fetch one boot file to scratch, prove it, and only then let its bytes reach the ESP."""
+    from updater.uki import check_addon, check_uki
+
+    with session.node.scratch_folder() as scratch:
+        path = scratch / "boot-file"
+        digest = hashlib.sha256()
+        done = 0
+        with path.open("wb") as out:
+            for chunk in repository.blob(file):
+                digest.update(chunk)
+                out.write(chunk)
+                done += len(chunk)
+                session.reporter.advance(done, file.length_bytes)
+        if done != file.length_bytes or digest.hexdigest() != file.sha256:
+            raise Untrusted(
+                f"{file.name} of release {plan.release.version} does not match its manifest "
+                f"({done} bytes, sha256 {digest.hexdigest()[:12]}… instead of {file.sha256[:12]}…), "
+                f"served by {repository.fetcher.name}",
+                mend="use another mirror; nothing unproven was written",
+                reason="blob-mismatch",
+            )
+        try:
+            if file.name == UKI_NAME:
+                check_uki(path, plan.release, session.node.architecture)
+            else:
+                check_addon(path, session.node.architecture)
+        except InvalidDocument as error:
+            raise Refused(
+                f"{file.name} of release {plan.release.version} would not boot: {error.message}",
+                mend=error.mend,
+                reason="unsound-boot-file",
+            ) from error
+        session.node.boot.place(plan.slot, shape, _chunks(path))
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            yield chunk
+
+
+def _planned(session: Session, facts: Facts, target: Target, manifest: Manifest, release: ReleaseRecord) -> Plan:
+    node = session.node
+    slot = facts.running.slot.other
+    lengths = []
+    for role in ("data", "hash"):
+        blocks = node.blocks(slot, "data" if role == "data" else "hash")
+        lengths.append(blocks.length_bytes)
+        blocks.close()
+    needed, free = node.boot.space_needed(slot, boot_files(release))
+    return make_plan(
+        target=target,
+        manifest=manifest,
+        release=release,
+        from_version=facts.running.version,
+        from_slot=facts.running.slot,
+        data_bytes=lengths[0],
+        hash_bytes=lengths[1],
+        esp_needed=needed,
+        esp_free=free,
+        scratch_free=node.state.free_bytes(),
+    )
