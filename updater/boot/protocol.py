@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -94,6 +94,9 @@ class BootBackend(Protocol):
 
     def verify(self, slot: Slot, files: Iterable[BootFile]) -> tuple[str, ...]:
         """Read the artifact's files back from the medium; return one sentence for each that is missing or differs."""
+
+    def artifact_chunks(self, slot: Slot, name: str) -> Iterator[bytes]:
+        """Yield the bytes of one file of the slot's artifact, read from the medium."""
 
     def arm(self, slot: Slot, version: str, *, tries: int) -> Entry:
         """Publish a counted entry for `slot` that sorts before all others; return it.
