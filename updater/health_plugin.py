@@ -1,82 +1,190 @@
-"""What the engine asks of the health checks, which are a package of their own above it."""
+"""What the engine and the judge of health ask of each other, so that neither imports the other's inside.
+
+The judge is found through the entry-point group `acl_updater.health`; a machine without one never commits a trial.
+"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from updater.config import Health
+from updater.errors import EnvironmentFailure
 from updater.files import Directory
-from updater.records import VerdictRecord
+from updater.slots import Slot
 
 if TYPE_CHECKING:
-    from updater.steps.session import Session
+    from updater.config import Health
 
-ENTRY_POINT_GROUP = "acl_updater.health"
+ENTRY_POINTS = "acl_updater.health"
+
+
+class Stage(StrEnum):
+    """How far a failed trial boot had come."""
+
+    LOADER = "loader"
+    KERNEL = "kernel"
+    INITRD = "initrd"
+    USERSPACE = "userspace"
+    HEALTH = "health"
+    ARTIFACT = "artifact"
+    UNKNOWN = "unknown"
+
+
+class Cause(StrEnum):
+    """What ended a failed trial boot; `none` when nothing points at the release."""
+
+    PANIC = "panic"
+    WATCHDOG = "watchdog"
+    DEADLINE = "deadline"
+    CHECK = "check"
+    DAMAGED_SLOT = "damaged-slot"
+    DAMAGED_UKI = "damaged-uki"
+    EMERGENCY = "emergency"
+    NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)
-class TrialEnd:
-    """Why a trial ended, as far as the evidence tells.
+class Evidence:
+    """Why a trial failed: one sentence, the failed checks, and the files that tell more.
 
-    `stage` and `cause` take the words of `records.Quarantined`; `checks` are the failed checks, `folder` is where the
-    evidence is kept, relative to the state folder.
+    A check is named `check`, or `check/finding` where it looks at many things (`system-state/foo.service`). `folder`
+    is relative to the updater's state folder.
     """
 
-    stage: str
-    cause: str
+    stage: Stage
+    cause: Cause
     sentence: str
-    checks: list[str]
-    folder: str | None
+    checks: tuple[str, ...] = ()
+    folder: str | None = None
+    files: tuple[str, ...] = ()
 
     @property
-    def blames_the_image(self) -> bool:
-        """Tell whether anything points at the image: a power cut, or a disk that rots, does not."""
-        return self.cause not in ("none", "damaged-slot", "damaged-uki")
+    def points_at_release(self) -> bool:
+        """Tell whether the release failed; a power cut or an operator's reboot proves nothing against it."""
+        return self.cause is not Cause.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """The trial that this boot is; `baseline` is what `capture_baseline` returned when it was armed."""
+
+    release: str
+    root_hash: str
+    slot: Slot
+    try_number: int
+    tries: int
+    baseline: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Aftermath:
+    """A rolled-back trial whose condemning checks the old release has yet to run."""
+
+    release: str
+    root_hash: str
+    checks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FailedTrial:
+    """A trial that ended without a commit, as known to the engine on the first boot after it.
+
+    `armed_boot_id` is the boot that armed it, `trial_boots` those that the trial itself managed to record.
+    `verdict` is what `roll_back` was given, if the trial got that far. `damaged_uki` and `damaged_slot` are one
+    sentence each when its boot files or its slot no longer match their digests.
+    """
+
+    release: str
+    root_hash: str
+    boot_id: str
+    armed_boot_id: str | None
+    trial_boots: tuple[str, ...] = ()
+    tries_done: int | None = None
+    baseline: Mapping[str, Any] | None = None
+    verdict: Evidence | None = None
+    damaged_uki: str = ""
+    damaged_slot: str = ""
+
+
+class HealthEngine(Protocol):
+    """What the health service asks of the engine on the live machine."""
+
+    @property
+    def settings(self) -> Health:
+        """Return how a trial is judged."""
+
+    @property
+    def state(self) -> Directory:
+        """Return the updater's state folder."""
+
+    def trial(self) -> Trial | None:
+        """Return the trial that this boot is, None for a boot of a proven release.
+
+        Raise EnvironmentFailure when it cannot be told: the service asks again until the deadline, then gives up.
+        """
+
+    def commit(self, reason: str, sentence: str) -> None:
+        """Make the release on trial the default; an EnvironmentFailure is tried again until the deadline."""
+
+    def roll_back(self, reason: str, sentence: str, evidence: Evidence) -> None:
+        """Record the verdict, condemn the trial's entry, flush, ask for a reboot; reboot even if nothing is writable."""
+
+    def healthy_boot(self) -> None:
+        """Renew the protection of a proven release after a boot without complaint."""
+
+    def unhealthy_boot(self, sentence: str, checks: tuple[str, ...]) -> Literal["reboot", "stay"]:
+        """Record that a proven release is unhealthy; say what is done about it.
+
+        "reboot" (already asked for) only when another proven slot would be tried next, else "stay".
+        """
+
+    def aftermath(self) -> Aftermath | None:
+        """Return the rolled-back trial that still awaits the old release's word, if there is one."""
+
+    def clear_blame(self, aftermath: Aftermath, sentence: str) -> None:
+        """Clear the image of blame: the old release fails the same checks."""
+
+    def keep_blame(self, aftermath: Aftermath, sentence: str) -> None:
+        """Close the aftermath: the old release passes checks that the image failed."""
+
+    def report(self, event: str, sentence: str, checks: tuple[str, ...]) -> None:
+        """Write a line of history about health after the verdict; must not fail for lack of space."""
 
 
 class HealthPlugin(Protocol):
-    """Health checks, baselines and evidence, found through the entry-point group `acl_updater.health`."""
+    """The judge of health."""
 
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add the subcommands of `acl-updater health` (run, show, service)."""
+    def add_arguments(self, health: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+        """Add the subcommands of `acl-updater health`: run, show, service."""
 
-    def run(self, args: argparse.Namespace, session: Session) -> int:
-        """Carry out `acl-updater health …`; return the exit code."""
+    def run(self, arguments: argparse.Namespace, connect: Callable[[], HealthEngine]) -> int:
+        """Carry out a parsed subcommand; return its exit code. Only `service` calls `connect`."""
 
     def capture_baseline(self, settings: Health) -> dict[str, Any]:
-        """Run the checks on the release that runs now; return a JSON-able record of what already fails."""
+        """Run the checks on the running release and return what fails already, as plain JSON values.
 
-    def baseline_sentence(self, baseline: dict[str, Any]) -> str:
-        """Return one phrase on a baseline, such as `12 checks, 1 fails already: dns`."""
-
-    def judge_end(
-        self,
-        *,
-        release: str,
-        root_hash: str,
-        armed_at: str | None,
-        armed_boot_id: str | None,
-        trial_boots: tuple[str, ...],
-        boot_id: str,
-        verdict: VerdictRecord | None,
-        damage: tuple[tuple[str, str], ...],
-        state: Directory,
-        limit_bytes: int,
-    ) -> TrialEnd:
-        """Gather the evidence of an ended trial into `evidence/…` below `state` and say why it ended.
-
-        Times are UTC texts of `updater.store`; `damage` lists (cause, sentence) of what no longer matches its hashes.
-        Never raises: what cannot be read is said in the sentence.
+        Raise InvalidDocument for an operator's file that cannot be read: arming would silently drop its checks.
         """
 
+    def baseline_sentence(self, baseline: Mapping[str, Any]) -> str:
+        """Say in one sentence what a baseline holds."""
 
-def load_health_plugin() -> HealthPlugin | None:
-    """Return the installed health checks, None when the package that has them is not installed."""
+    def collect_evidence(self, failed: FailedTrial, state: Directory, *, limit_bytes: int) -> Evidence:
+        """Look for what ended a trial, keep the files that tell, and judge; never fail, never take long."""
+
+
+def find_health_plugin() -> HealthPlugin:
+    """Return the installed judge of health; raise EnvironmentFailure when there is none."""
     from importlib.metadata import entry_points
 
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        plugin: HealthPlugin = point.load()()
+    for entry_point in entry_points(group=ENTRY_POINTS):
+        plugin: HealthPlugin = entry_point.load()()
         return plugin
-    return None
+    raise EnvironmentFailure(
+        "no health checks are installed, so no trial could ever be committed",
+        mend="install the whole package acl-updater",
+        reason="no-health-plugin",
+    )
