@@ -34,7 +34,7 @@ say "initrd for $kernel"
 inside dracut --force --reproducible --no-hostonly --no-hostonly-cmdline --no-early-microcode --zstd \
     --kver "$kernel" --modules "$INITRD_MODULES" --drivers "$INITRD_DRIVERS" --install "$INITRD_INSTALL" \
     /tmp/initrd > "$WORK/dracut.log" 2>&1 || { tail -30 "$WORK/dracut.log" >&2; exit 1; }
-cp "$ROOT/tmp/initrd" "$OUT/initrd"
+install -m 0644 "$ROOT/tmp/initrd" "$OUT/initrd"
 cp "$ROOT/boot/vmlinuz-$kernel" "$OUT/vmlinuz"
 printf '%s\n' "$kernel" > "$OUT/kernel-version"
 
@@ -43,6 +43,8 @@ say "removing what only the build needed"
 inside dpkg --purge --force-depends --force-remove-essential $BUILD_PACKAGES $UNUSED_PACKAGES > "$WORK/purge.log" 2>&1 \
     || { tail -30 "$WORK/purge.log" >&2; exit 1; }
 inside systemd-sysusers
+inside systemctl --quiet enable containerd systemd-networkd systemd-resolved systemd-pstore
+inside systemctl --quiet disable dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer getty@tty1.service
 inside sh -c 'cd /usr/lib/python3.13 && rm -rf test idlelib ensurepip tkinter turtledemo pydoc_data lib2to3 \
     && find . -name __pycache__ -prune -exec rm -rf {} +'
 # The root is read-only and its times are clamped: bytecode that is checked against source times would be compiled anew
@@ -51,7 +53,7 @@ inside env PYTHONHASHSEED=0 python3.13 -m compileall -q -j 1 --invalidation-mode
 umount "$ROOT/tmp" "$ROOT/run" "$ROOT/sys" "$ROOT/proc"
 umount -R "$ROOT/dev"
 cd "$ROOT"
-rm -rf boot/* etc/machine-id etc/hostname etc/resolv.conf etc/fstab etc/apt/sources.list* etc/dpkg/dpkg.cfg.d/acl-slim \
+rm -rf boot/* etc/.resolv.conf.systemd-resolved.bak etc/machine-id etc/hostname etc/resolv.conf etc/fstab etc/apt/sources.list* etc/dpkg/dpkg.cfg.d/acl-slim \
     etc/ld.so.cache~ usr/sbin/policy-rc.d root/.[!.]* var/cache/* var/log/* var/tmp/* var/lib/apt var/lib/systemd/* \
     etc/.pwd.lock etc/passwd- etc/group- etc/shadow- etc/gshadow- var/lib/dpkg/*-old var/lib/dpkg/lock* \
     var/lib/dpkg/triggers/Lock var/lib/dbus usr/share/{doc,man,info,lintian,bash-completion,locale,bug,perl5,menu,pixmaps} \
@@ -61,9 +63,11 @@ mkdir -p usr/lib/sysimage
 cp -a var/lib/dpkg usr/lib/sysimage/dpkg
 rm -rf usr/lib/sysimage/dpkg/{alternatives,parts,updates,info/*.{postinst,prerm,postrm,preinst,triggers,templates,config}}
 rm -rf var/* dev/* proc/* sys/* run/* tmp/* home srv opt root mnt media
-mkdir var/lib
-ln -s ../../usr/lib/sysimage/dpkg var/lib/dpkg
-rm -rf var/lib
+mkdir mnt
+ln -s var/home home
+ln -s var/opt opt
+ln -s var/srv srv
+ln -s var/roothome root
 
 say "packing"
 tar --create --file "$OUT/base.tar" --sort=name --format=pax --numeric-owner --xattrs --xattrs-include='security.*' \

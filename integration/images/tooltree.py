@@ -42,7 +42,7 @@ PACKAGES = (
     "libc-bin",
     "mtools",
     "ovmf",
-    "python3-minimal",
+    "python3",
     "python3-pefile",
     "qemu-system-x86",
     "qemu-utils",
@@ -76,6 +76,7 @@ _TOOLS: Mapping[str, tuple[str, tuple[str, ...], Mapping[str, str]]] = {
     "dumpe2fs": ("usr/sbin/dumpe2fs", (), {}),
     "sbsign": ("usr/bin/sbsign", (), {}),
     "sbverify": ("usr/bin/sbverify", (), {}),
+    "python3.13": ("usr/bin/python3.13", ("-s",), _PYTHON),
     "ukify": ("usr/bin/python3.13", ("-s", "{tree}/usr/bin/ukify"), _PYTHON),
     **{
         name: ("usr/bin/mtools", ("-c", name), _MTOOLS)

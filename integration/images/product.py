@@ -1,0 +1,165 @@
+"""The product layer: the updater as a vendor installs it, from its wheel, with its pinned dependencies."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+import tomllib
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from zipfile import ZipFile
+
+from integration.images.cache import cached
+from integration.images.tooltree import ToolTree
+from updater.release.cpio import TreeFile, read_files
+from updater.run import run
+
+log = logging.getLogger(__name__)
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PYTHON = "3.13"
+_TARGET = "usr/lib/acl-updater/python"
+# The newest first: pip takes the best wheel that the guest's glibc can load.
+_PLATFORMS = tuple(f"manylinux_2_{minor}_x86_64" for minor in (41, 34, 28, 17)) + ("manylinux2014_x86_64",)
+_NOT_ON_NODES = ("integration/",)
+_WRAPPER = f"""#!/usr/bin/python3 -ISB
+import sys
+
+sys.path.insert(0, "/{_TARGET}")
+from updater.cli import main
+
+sys.exit(main())
+"""
+
+
+def product_layer(tools: ToolTree) -> dict[str, TreeFile]:
+    """Return the updater, its dependencies, its units and the enabled links, by path in the root tree."""
+    files: dict[str, TreeFile] = {}
+    for folder in (_dependencies(tools), _product(tools)):
+        for name, file in read_files(folder / "python").items():
+            # Wheels carry console scripts for the builder's interpreter; the wrapper below stands in.
+            if not name.startswith("bin/"):
+                files[f"{_TARGET}/{name}"] = file
+    files["usr/bin/acl-updater"] = TreeFile(_WRAPPER.encode(), 0o755)
+    units = read_files(REPOSITORY / "updater/units/root")
+    files.update(units)
+    files.update(enabled_links(units))
+    return files
+
+
+def enabled_links(units: dict[str, TreeFile]) -> dict[str, TreeFile]:
+    """Return the links that `systemctl preset` would make for the units that our preset enables, and our masks."""
+    preset = units["usr/lib/systemd/system-preset/90-acl-updater.preset"].content.decode()
+    links: dict[str, TreeFile] = {}
+    for line in preset.splitlines():
+        words = line.split()
+        if len(words) != 2:
+            continue
+        verb, unit = words
+        if verb == "disable":
+            links[f"etc/systemd/system/{unit}"] = TreeFile(link="/dev/null")
+        elif verb == "enable":
+            text = units[f"usr/lib/systemd/system/{unit}"].content.decode()
+            for kind, suffix in (("WantedBy=", "wants"), ("RequiredBy=", "requires")):
+                for entry in text.splitlines():
+                    if entry.startswith(kind):
+                        for target in entry.removeprefix(kind).split():
+                            name = f"etc/systemd/system/{target}.{suffix}/{unit}"
+                            links[name] = TreeFile(link=f"/usr/lib/systemd/system/{unit}")
+    return links
+
+
+def _dependencies(tools: ToolTree) -> Path:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    wanted = sorted(project["dependencies"])
+    constraints = (REPOSITORY / "constraints.txt").read_text()
+    recipe = {"recipe": 1, "dependencies": wanted, "constraints": constraints, "python": PYTHON}
+
+    def make(folder: Path, final: Path) -> None:
+        log.info("product: fetching the updater's dependencies for Python %s", PYTHON)
+        pins = folder / "constraints.txt"
+        pins.write_text(constraints)
+        wheels = folder / "wheels"
+        # sdnotify comes as source only; as pure Python its wheel is the same for every interpreter.
+        _pip("wheel", "--no-deps", "--wheel-dir", wheels, "--constraint", pins, "sdnotify")
+        _pip(
+            "install",
+            "--target",
+            folder / "python",
+            "--only-binary=:all:",
+            "--implementation=cp",
+            f"--python-version={PYTHON}",
+            f"--abi=cp{PYTHON.replace('.', '')}",
+            "--abi=abi3",
+            "--abi=none",
+            *(f"--platform={platform}" for platform in _PLATFORMS),
+            "--no-compile",
+            "--find-links",
+            wheels,
+            "--constraint",
+            pins,
+            *wanted,
+        )
+        run(["rm", "-rf", wheels])
+        _compile(tools, folder / "python")
+
+    return cached("dependencies", recipe, make)
+
+
+def _product(tools: ToolTree) -> Path:
+    digest = hashlib.sha256()
+    for path in _sources():
+        digest.update(f"{path.relative_to(REPOSITORY)}\0".encode() + path.read_bytes() + b"\0")
+    recipe = {"recipe": 1, "sources": digest.hexdigest(), "backend": installed_version("hatchling")}
+
+    def make(folder: Path, final: Path) -> None:
+        _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder / "wheel", REPOSITORY)
+        (wheel,) = (folder / "wheel").glob("*.whl")
+        with ZipFile(wheel) as archive:
+            names = [name for name in archive.namelist() if not name.startswith(_NOT_ON_NODES)]
+            archive.extractall(folder / "python", names)
+        _compile(tools, folder / "python")
+
+    return cached("product", recipe, make)
+
+
+def _sources() -> list[Path]:
+    folders = (REPOSITORY / name for name in ("updater", "rollback", "partition-layouts"))
+    found = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    found = [path for path in found if "__pycache__" not in path.parts]
+    return sorted([*found, REPOSITORY / "pyproject.toml", REPOSITORY / "README.md", REPOSITORY / "LICENSE"])
+
+
+def _pip(*arguments: str | Path) -> None:
+    run(
+        [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments],
+        env={**_pip_environment(), "SOURCE_DATE_EPOCH": "1767225600"},
+        timeout_s=1800,
+    )
+
+
+def _pip_environment() -> dict[str, str]:
+    import os
+
+    wanted = ("PIP_", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT", "REQUESTS_CA")
+    return {name: value for name, value in os.environ.items() if name.startswith(wanted)}
+
+
+def _compile(tools: ToolTree, folder: Path) -> None:
+    # The root is read-only and its times are set: bytecode checked against times would be compiled at every start.
+    run(
+        [
+            tools.tool("python3.13"),
+            "-m",
+            "compileall",
+            "-q",
+            "-j1",
+            "--invalidation-mode=unchecked-hash",
+            f"-s{folder}",
+            f"-p/{_TARGET}",
+            folder,
+        ],
+        env={"PYTHONHASHSEED": "0"},
+        timeout_s=600,
+    )

@@ -1,0 +1,128 @@
+"""The reference image: releases made of the Debian base, the product and, for the lab, the lab overlay."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from integration.images.base import EPOCH, Base, base_tree
+from integration.images.layers import Layer, compose
+from integration.images.product import product_layer
+from integration.images.tooltree import ToolTree, tool_tree
+from updater.release.build import BuildInputs, BuiltRelease, build_release
+from updater.release.cpio import TreeFile, read_files, write_cpio
+from updater.release.uki import SecureBoot
+
+log = logging.getLogger(__name__)
+
+IMAGE_ID = "acl-reference"
+_HERE = Path(__file__).parent
+_CONSOLE = ("console=tty0", "console=ttyS0,115200", "systemd.show_status=1", "systemd.gpt_auto=0")
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseSpec:
+    """One release of the reference image.
+
+    `changes` are files laid over the tree (path in the root -> file), `removed` paths taken out of it.
+    """
+
+    version: str
+    changes: Layer = field(default_factory=dict)
+    removed: frozenset[str] = frozenset()
+    lab: bool = True
+    security_epoch: int = 0
+    signing: SecureBoot | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceImages:
+    """The cached ingredients that every release of the reference image is made of."""
+
+    tools: ToolTree
+    base: Base
+
+
+def prepare() -> ReferenceImages:
+    """Fetch and build what all releases share: minutes on a cold cache, nothing on a warm one."""
+    tools = tool_tree()
+    base = base_tree()
+    product_layer(tools)
+    return ReferenceImages(tools, base)
+
+
+def build(spec: ReleaseSpec, out: Path, ingredients: ReferenceImages | None = None) -> BuiltRelease:
+    """Build one release into the folder `out`, in seconds."""
+    parts = ingredients or prepare()
+    built = datetime.fromtimestamp(EPOCH, UTC) + timedelta(days=1)
+    mtime_s = int(built.timestamp())
+    out.mkdir(parents=True, exist_ok=True)
+    os_release = TreeFile(_os_release(spec.version))
+    layers: list[Layer] = [read_files(_HERE / "vendor/root"), _vendor_links(), product_layer(parts.tools)]
+    initrd = read_files(_HERE / "vendor/initrd")
+    panic_s = 10
+    if spec.lab:
+        layers.append(read_files(_HERE / "lab/root"))
+        initrd.update(read_files(_HERE / "lab/initrd"))
+        initrd["usr/lib/acl-lab/release"] = TreeFile(f"{spec.version}\n".encode())
+        panic_s = 1
+    layers += [{"usr/lib/os-release": os_release}, spec.changes]
+    tree = out / "tree.tar"
+    compose(parts.base.tar, layers, spec.removed, tree, mtime_s=EPOCH)
+    overlay = out / "vendor.initrd"
+    overlay.write_bytes(write_cpio(initrd, mtime_s))
+    try:
+        with_tools(parts.tools)
+        return build_release(
+            BuildInputs(
+                version=spec.version,
+                image_id=IMAGE_ID,
+                built=built,
+                root=tree,
+                kernel=parts.base.kernel,
+                kernel_version=parts.base.kernel_version,
+                initrds=[parts.base.initrd, overlay],
+                os_release=os_release.content,
+                out=out,
+                panic_s=panic_s,
+                security_epoch=spec.security_epoch,
+                command_line=_CONSOLE,
+                stub=parts.tools.stub,
+                signing=spec.signing,
+            )
+        )
+    finally:
+        tree.unlink(missing_ok=True)
+        overlay.unlink(missing_ok=True)
+
+
+def with_tools(tools: ToolTree) -> None:
+    """Put the tool tree in front of this process's PATH."""
+    path = os.environ.get("PATH", "")
+    if str(tools.bin) not in path.split(":"):
+        os.environ["PATH"] = f"{tools.bin}:{path}"
+
+
+def _os_release(version: str) -> bytes:
+    fields: Sequence[tuple[str, str]] = (
+        ("NAME", "ACL updater reference image"),
+        ("PRETTY_NAME", f"ACL updater reference image {version}"),
+        ("ID", IMAGE_ID),
+        ("ID_LIKE", "debian"),
+        ("IMAGE_ID", IMAGE_ID),
+        ("IMAGE_VERSION", version),
+        ("VERSION_ID", version),
+    )
+    return "".join(f'{name}="{value}"\n' for name, value in fields).encode()
+
+
+def _vendor_links() -> dict[str, TreeFile]:
+    return {
+        "etc/resolv.conf": TreeFile(link="/run/systemd/resolve/stub-resolv.conf"),
+        "etc/localtime": TreeFile(link="/usr/share/zoneinfo/UTC"),
+        "etc/systemd/system/systemd-firstboot.service": TreeFile(link="/dev/null"),
+    }
