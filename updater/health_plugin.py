@@ -130,7 +130,7 @@ class HealthEngine(Protocol):
         """Make the release on trial the default; an EnvironmentFailure is tried again until the deadline."""
 
     def roll_back(self, reason: str, sentence: str, evidence: Evidence) -> None:
-        """Record the verdict, condemn the trial's entry, flush, ask for a reboot; reboot even if nothing is writable."""
+        """Record the verdict, condemn the entry, flush, ask for a reboot, even if nothing is writable."""
 
     def healthy_boot(self) -> None:
         """Renew the protection of a proven release after a boot without complaint."""
