@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 from pathlib import Path
-from uuid import UUID
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -55,21 +54,24 @@ def test_veritysetup_verifies_what_we_built(tmp_path: Path, blocks: int, seed: i
 def test_a_superblock_is_read_back() -> None:
     root, _ = root_of(image_of(3), salt="00ff10")
     found = verity.parse_superblock(verity.superblock(root))
-    assert found == verity.Superblock(UUID(root.uuid), 3, b"\x00\xff\x10")
+    assert found == verity.Superblock(root.uuid, 3, "00ff10")
+    assert (found.length_bytes, found.tree_length_bytes) == (root.length_bytes, root.tree_length_bytes)
 
 
 @pytest.mark.parametrize(
     ("at", "value"), [(0, b"V"), (8, b"\2"), (12, b"\0"), (32, b"sha512"), (64, b"\0\2"), (80, b"\xff\xff")]
 )
-def test_a_foreign_superblock_is_none(at: int, value: bytes) -> None:
+def test_a_foreign_superblock_is_refused(at: int, value: bytes) -> None:
     raw = bytearray(verity.superblock(root_of(image_of(3))[0]))
     raw[at : at + len(value)] = value
-    assert verity.parse_superblock(bytes(raw)) is None
+    with pytest.raises(SlotDamaged):
+        verity.parse_superblock(bytes(raw))
 
 
 @given(raw=st.binary(max_size=1024))
 def test_garbage_is_no_superblock(raw: bytes) -> None:
-    assert verity.parse_superblock(raw) is None
+    with pytest.raises(SlotDamaged):
+        verity.parse_superblock(raw)
 
 
 @given(blocks=st.integers(1, 1 << 34))

@@ -16,7 +16,7 @@ from uuid import UUID
 
 from updater.blocks import Blocks
 from updater.errors import EnvironmentFailure, SlotDamaged
-from updater.manifest import BLOCK_BYTES, Root
+from updater.manifest import BLOCK_BYTES, Root, tree_length_bytes
 
 DIGEST_BYTES = 32
 GROUP_BLOCKS = BLOCK_BYTES // DIGEST_BYTES
@@ -26,6 +26,7 @@ LEAVES_A_RUN = 64
 
 _SUPERBLOCK = struct.Struct("<8sII16s32sIIQH6x256s168x")
 _MAGIC = b"verity\0\0"
+_MOST_DATA_BLOCKS = 1 << 34
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all), from zero to the end; the unit of work is a phase's own."""
@@ -33,11 +34,21 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Superblock:
-    """What a verity superblock says."""
+    """What a verity superblock says; `salt` is hex."""
 
-    uuid: UUID
+    uuid: str
     data_blocks: int
-    salt: bytes
+    salt: str
+
+    @property
+    def length_bytes(self) -> int:
+        """Return the image's length."""
+        return self.data_blocks * BLOCK_BYTES
+
+    @property
+    def tree_length_bytes(self) -> int:
+        """Return the tree's length, the superblock not counted."""
+        return tree_length_bytes(self.data_blocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,15 +127,21 @@ def superblock(root: Root) -> bytes:
     return packed.ljust(BLOCK_BYTES, b"\0")
 
 
-def parse_superblock(raw: bytes) -> Superblock | None:
-    """Return what a superblock says, or None when it is none of ours (another algorithm or block size included)."""
-    if len(raw) < _SUPERBLOCK.size:
-        return None
-    magic, version, kind, uuid, algorithm, data_size, hash_size, blocks, salt_bytes, salt = _SUPERBLOCK.unpack_from(raw)
-    fixed = (magic, version, kind, algorithm.rstrip(b"\0"), data_size, hash_size)
-    if fixed != (_MAGIC, 1, 1, b"sha256", BLOCK_BYTES, BLOCK_BYTES) or salt_bytes > len(salt) or not blocks:
-        return None
-    return Superblock(UUID(bytes=uuid), blocks, salt[:salt_bytes])
+def parse_superblock(raw: bytes) -> Superblock:
+    """Return what a superblock says; raise SlotDamaged when it is none of ours: another algorithm or block size."""
+    if len(raw) >= _SUPERBLOCK.size:
+        magic, version, kind, uuid, algorithm, data_size, hash_size, blocks, salt_bytes, salt = _SUPERBLOCK.unpack_from(
+            raw
+        )
+        fixed = (magic, version, kind, algorithm.rstrip(b"\0"), data_size, hash_size)
+        sound = fixed == (_MAGIC, 1, 1, b"sha256", BLOCK_BYTES, BLOCK_BYTES)
+        if sound and salt_bytes <= len(salt) and 0 < blocks <= _MOST_DATA_BLOCKS:
+            return Superblock(str(UUID(bytes=uuid)), blocks, salt[:salt_bytes].hex())
+    raise SlotDamaged(
+        "the hash partition does not begin with a dm-verity superblock (version 1, sha256, blocks of 4096 bytes)",
+        mend="stage a release into this slot",
+        reason="no-superblock",
+    )
 
 
 class Hasher:
@@ -158,24 +175,32 @@ def differing(expected: bytes | memoryview, found: bytes | memoryview) -> list[i
     ]
 
 
+def read_level(hashes: Blocks, level: Level, digests: bytes, hasher: Hasher) -> bytes:
+    """Read one level of the tree, prove it by the digests that the level above holds, and return it.
+
+    Raises SlotDamaged that names the first bad block and counts the others.
+    """
+    base = BLOCK_BYTES + level.offset_bytes
+    bad = _Tally(hashes, "hash block")
+    content = bytearray()
+    for at, chunk in _pieces(hashes, base, level.blocks * BLOCK_BYTES):
+        wanted = digests[at // GROUP_BLOCKS :][: len(chunk) // GROUP_BLOCKS]
+        for index in differing(wanted, hasher.digests(chunk)):
+            bad.add(base + at + index * BLOCK_BYTES)
+        content += chunk
+    bad.settle()
+    return bytes(content)
+
+
 def upper_digests(hashes: Blocks, root: Root, hasher: Hasher) -> bytes:
     """Prove the tree above its leaves and return the digests of the leaf blocks (64 KiB for a GiB of data).
 
     For an image of one block, which has no tree, the result is that block's digest. Raises SlotDamaged.
     """
-    expected = bytes.fromhex(root.root_hash)
+    digests = bytes.fromhex(root.root_hash)
     for level in geometry(root).levels[:-1]:
-        base = BLOCK_BYTES + level.offset_bytes
-        bad = _Tally(hashes, "hash block")
-        below = bytearray()
-        for at, chunk in _pieces(hashes, base, level.blocks * BLOCK_BYTES):
-            wanted = expected[at // GROUP_BLOCKS :][: len(chunk) // GROUP_BLOCKS]
-            for index in differing(wanted, hasher.digests(chunk)):
-                bad.add(base + at + index * BLOCK_BYTES)
-            below += chunk
-        bad.settle()
-        expected = bytes(below)
-    return expected
+        digests = read_level(hashes, level, digests, hasher)
+    return digests
 
 
 def prove(data: Blocks, hashes: Blocks, root: Root, progress: Progress | None = None) -> None:
