@@ -1,0 +1,150 @@
+"""The files of systemd-boot on an ESP, read into the loader model's state."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from updater.boot import entries, loader_model
+from updater.boot.entries import ENTRIES, Type1
+from updater.boot.loader_model import Candidate, LoaderState
+from updater.efivars import EfiVariables, read_text
+from updater.errors import EnvironmentFailure
+from updater.files import Directory
+from updater.slots import Slot
+
+# Where firmware finds a loader: the removable-media path, and the one that a boot option names.
+LOADER_FOLDERS = ("EFI/BOOT", "EFI/systemd")
+_LOADER_NAME = re.compile(r"(boot|systemd-boot)(x64|aa64)\.efi", re.IGNORECASE)
+# The build puts this text into a section of its own, so that loaders can tell one another (SD_MAGIC in boot.c).
+_MAGIC = re.compile(rb"#### LoaderInfo: (systemd-boot [ -~]{1,60}?) ####")
+_VERSION = re.compile(r"systemd-boot ([0-9]{1,6})")
+_MAX_LOADER_BYTES = 8 << 20
+_MAX_CONF_BYTES = 64 * 1024
+# What firmware's FAT driver or a cut leaves of our names when their long halves are lost.
+_TORN_NAME = re.compile(r"[ab](_[0-9]+-[0-9]+)?~[0-9]+\.con", re.IGNORECASE)
+_RECOVERED_NAME = re.compile(r"fsck[0-9]{4}\.rec", re.IGNORECASE)
+_NEWEST_KNOWN = 262
+
+
+@dataclass(frozen=True, slots=True)
+class EspView:
+    """What lies on an ESP, for the model and for whoever changes it.
+
+    `files` holds every readable file in /loader/entries with its lines; `unlisted` those that the loader skips
+    (damaged, or without an image); `loaders` the loaders found, path to version text; `broken` what could not be read.
+    """
+
+    state: LoaderState
+    files: dict[str, Type1]
+    unlisted: tuple[str, ...]
+    loaders: dict[str, str]
+    broken: tuple[str, ...]
+
+    def of_slot(self, slot: Slot) -> tuple[Candidate, ...]:
+        """Return the entries that start `slot`, in the loader's order."""
+        return tuple(entry for entry in loader_model.in_order(self.state) if entry.slot is slot)
+
+    def files_of_slot(self, slot: Slot) -> tuple[str, ...]:
+        """Return the names of all entry files of a slot, by name or by content, also damaged ones."""
+        return tuple(
+            file for file, lines in self.files.items() if lines.slot is slot or entries.slot_of_name(file) is slot
+        )
+
+    def highest_generation(self) -> int:
+        """Return the highest generation of any entry file, listed or not; 0 where there is none."""
+        return max((lines.generation or 0 for lines in self.files.values()), default=0)
+
+
+def look(esp: Directory, efi: EfiVariables) -> EspView:
+    """Read an ESP and the loader's variables; never changes anything."""
+    loaders, broken = _loaders(esp), []
+    info = read_text(efi, "LoaderInfo") if efi.volatile else None
+    version = loader_version(info) or min(filter(None, map(loader_version, loaders.values())), default=_NEWEST_KNOWN)
+    files: dict[str, Type1] = {}
+    listed: list[Candidate] = []
+    unlisted = []
+    for file in esp.names(ENTRIES):
+        if not entries.is_entry_name(file):
+            continue
+        path = f"{ENTRIES}/{file}"
+        try:
+            raw = esp.read(path, limit_bytes=entries.MAX_ENTRY_BYTES)
+            if raw is None:
+                continue
+            found = loader_model.candidate(file, raw, version=version, read_only=esp.is_read_only(path))
+        except EnvironmentFailure as error:
+            broken.append(f"/{path}: {error.message}")
+            continue
+        files[file] = entries.parse_entry(raw)
+        if found is not None and _exists(esp, found.path):
+            listed.append(found)
+        else:
+            unlisted.append(file)
+    listed += _type2(esp, broken)
+    state = LoaderState(
+        candidates=tuple(listed),
+        conf=entries.parse_loader_conf(_conf(esp, broken)),
+        version=version,
+        one_shot=read_text(efi, "LoaderEntryOneShot"),
+        preferred=read_text(efi, "LoaderEntryPreferred"),
+        default=read_text(efi, "LoaderEntryDefault"),
+        sysfail=read_text(efi, "LoaderEntrySysFail"),
+        last_booted=read_text(efi, "LoaderEntryLastBooted"),
+        sysfail_occurred=efi.volatile and read_text(efi, "LoaderSysFailReason") is not None,
+    )
+    return EspView(state, files, tuple(unlisted), loaders, tuple(broken))
+
+
+def loader_version(text: str | None) -> int | None:
+    """Return the major version in `systemd-boot 262-1`, or None for another loader."""
+    found = _VERSION.match(text or "")
+    return int(found[1]) if found else None
+
+
+def leftovers(esp: Directory) -> tuple[str, ...]:
+    """Return paths of what no slot needs: torn halves of our own entry names, and chains recovered by fsck."""
+    torn = [f"{ENTRIES}/{name}" for name in esp.names(ENTRIES) if _TORN_NAME.fullmatch(name)]
+    return (*torn, *(name for name in esp.names() if _RECOVERED_NAME.fullmatch(name)))
+
+
+def _exists(esp: Directory, path: str) -> bool:
+    clean = re.sub(r"/+", "/", path.replace("\\", "/")).strip("/")
+    try:
+        return bool(clean) and esp.size(clean) is not None
+    except ValueError:
+        return False
+
+
+def _conf(esp: Directory, broken: list[str]) -> bytes | None:
+    try:
+        return esp.read(entries.LOADER_CONF_PATH, limit_bytes=_MAX_CONF_BYTES)
+    except EnvironmentFailure as error:
+        broken.append(f"/{entries.LOADER_CONF_PATH}: {error.message}")
+        return None
+
+
+def _loaders(esp: Directory) -> dict[str, str]:
+    found = {}
+    for folder in LOADER_FOLDERS:
+        for name in esp.names(folder):
+            if not _LOADER_NAME.fullmatch(name):
+                continue
+            path = f"{folder}/{name}"
+            if (esp.size(path) or 0) > _MAX_LOADER_BYTES:
+                found[path] = ""
+                continue
+            magic = _MAGIC.search(esp.read(path, limit_bytes=_MAX_LOADER_BYTES) or b"")
+            found[path] = magic[1].decode() if magic else ""
+    return found
+
+
+def _type2(esp: Directory, broken: list[str]) -> list[Candidate]:
+    """List UKIs that the loader finds by itself in /EFI/Linux; none of them is ours."""
+    listed = []
+    for file in esp.names("EFI/Linux"):
+        low = file.lower()
+        if not low.endswith(".efi") or low.startswith((".", "auto-")):
+            continue
+        listed.append(Candidate(file=file, kind="type2", path=f"/EFI/Linux/{file}"))
+    return listed

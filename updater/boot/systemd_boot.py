@@ -1,0 +1,311 @@
+"""The boot back end for systemd-boot with counted tries, on an ESP reached as a folder.
+
+The arrangement, and what each state that a power cut can leave means, is in docs/systemd-boot.md. In short: an entry
+changes by creating the new name, flushing, deleting the old name, flushing; never by a rename, which vfat may tear. An
+entry file is either listed whole, or skipped by the loader: one cut in its creation is empty or lacks its image line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable
+from uuid import UUID
+
+from updater.boot import entries, loader_model, obstacles
+from updater.boot.entries import ENTRIES, EntryName, addons_path, uki_path
+from updater.boot.esp import EspView, leftovers, look
+from updater.boot.loader_model import Candidate
+from updater.boot.protocol import BootFile, BootState, Entry
+from updater.efivars import EfiVariables, read_text
+from updater.errors import EnvironmentFailure
+from updater.files import Directory
+from updater.slots import Slot
+
+log = logging.getLogger(__name__)
+
+UKI_NAME = "uki.efi"
+MAX_TRIES = 9
+# The largest cluster of any FAT: a file may take that much more than its length.
+_CLUSTER_BYTES = 32 * 1024
+
+
+class SystemdBoot:
+    """Arm, commit and take back trials by the files that systemd-boot reads."""
+
+    def __init__(
+        self,
+        esp: Directory,
+        efi: EfiVariables,
+        *,
+        part_uuid: UUID | None = None,
+        boot_id: str = "",
+        title: str = "ACL",
+    ) -> None:
+        """Serve the ESP in `esp`.
+
+        `part_uuid` is that partition's UUID, for the check that the running loader came from it. `boot_id` is the
+        kernel's id of this boot, empty for a disk image; it marks entries written in this boot.
+        """
+        self._esp = esp
+        self._efi = efi
+        self._part_uuid = part_uuid
+        self._boot_id = boot_id
+        self._title = title
+
+    def read(self) -> BootState:
+        """Return what the loader would do; never changes anything."""
+        view = look(self._esp, self._efi)
+        chosen = loader_model.choose(view.state)
+        booted = obstacles.booted_entry(view, self._efi, self._boot_id)
+        info = read_text(self._efi, "LoaderInfo") if self._efi.volatile else None
+        return BootState(
+            order=tuple(_entry(candidate) for candidate in loader_model.in_order(view.state)),
+            next_name=chosen.file if chosen else None,
+            booted_name=booted.name,
+            obstacles=obstacles.obstacles(view, self._efi, booted, self._part_uuid),
+            loader=info or next((text for text in view.loaders.values() if text), ""),
+            notes=obstacles.notes(view, self._efi, booted),
+        )
+
+    def withdraw(self, slot: Slot) -> None:
+        """Take away every boot entry of `slot`, then its artifact's files and what no slot needs."""
+        view = look(self._esp, self._efi)
+        doomed = view.files_of_slot(slot)
+        if not [entry for entry in view.of_slot(slot.other) if entry.file not in doomed and not entry.is_bad]:
+            raise EnvironmentFailure(
+                f"slot {slot} is not withdrawn: no good entry of slot {slot.other} would be left",
+                mend=f"write one first (settle slot {slot.other})",
+                reason="no-fallback",
+            )
+        for file in doomed:
+            self._esp.remove(f"{ENTRIES}/{file}")
+        # The reverse of placing: without its UKI an addon is nothing, and a UKI without its addons might boot.
+        self._esp.remove(uki_path(slot))
+        self._esp.remove(addons_path(slot))
+        for path in leftovers(self._esp):
+            self._esp.remove(path)
+
+    def settle(self, slot: Slot) -> None:
+        """Make the proven `slot` a good, uncounted entry that can never go bad: the fallback of a trial."""
+        view = look(self._esp, self._efi)
+        version, generation = self._identity(view, slot)
+        self._establish(view, slot, EntryName(str(slot)), version, generation, twin=_twin(slot))
+
+    def space_needed(self, slot: Slot, files: Iterable[BootFile]) -> tuple[int, int]:
+        """Return (bytes needed, bytes that will be free once `slot` is withdrawn), both on the safe side."""
+        needed = 0
+        folders = 1
+        for file in files:
+            needed += -(-file.length_bytes // _CLUSTER_BYTES) * _CLUSTER_BYTES
+            folders += file.name != UKI_NAME
+        # Entries: the new one, and a twin of the fallback's while it settles.
+        needed += (min(folders, 2) + 2) * _CLUSTER_BYTES
+        freed = self._esp.size(uki_path(slot)) or 0
+        freed += sum(self._esp.size(f"{addons_path(slot)}/{name}") or 0 for name in self._esp.names(addons_path(slot)))
+        freed += sum(self._esp.size(path) or 0 for path in leftovers(self._esp))
+        return needed, self._esp.free_bytes() + freed
+
+    def place(self, slot: Slot, file: BootFile, chunks: Iterable[bytes]) -> None:
+        """Write one file of the artifact of a withdrawn `slot` (addons before the UKI) and flush it.
+
+        It goes straight to its final name: no entry refers to it, so that nothing boots a half of it.
+        """
+        view = look(self._esp, self._efi)
+        if view.files_of_slot(slot):
+            raise EnvironmentFailure(
+                f"slot {slot} still has the boot entry {view.files_of_slot(slot)[0]}: its files are not replaced",
+                mend=f"withdraw slot {slot} first",
+                reason="slot-not-withdrawn",
+            )
+        self._esp.write_new(artifact_path(slot, file.name), chunks)
+
+    def verify(self, slot: Slot, files: Iterable[BootFile]) -> tuple[str, ...]:
+        """Read the artifact's files back from the medium; return one sentence for each that is missing or differs."""
+        complaints = []
+        expected = set()
+        for file in files:
+            path = artifact_path(slot, file.name)
+            expected.add(file.name.lower())
+            length = self._esp.size(path)
+            if length is None:
+                complaints.append(f"/{path} is missing")
+                continue
+            if length != file.length_bytes:
+                complaints.append(f"/{path} has {length} bytes instead of {file.length_bytes}")
+                continue
+            digest = hashlib.sha256()
+            for chunk in self._esp.chunks(path):
+                digest.update(chunk)
+            if digest.hexdigest() != file.sha256:
+                complaints.append(f"/{path} differs from the manifest (sha256 {digest.hexdigest()})")
+        # The stub loads every addon that it finds, so that a stray one changes the command line.
+        for name in self._esp.names(addons_path(slot)):
+            if name.lower() not in expected:
+                complaints.append(f"/{addons_path(slot)}/{name} does not belong to the release")
+        return tuple(complaints)
+
+    def arm(self, slot: Slot, version: str, *, tries: int) -> Entry:
+        """Publish a counted entry for `slot` that sorts before all others; return it."""
+        if not 1 <= tries <= MAX_TRIES:
+            raise ValueError(f"a trial has 1 to {MAX_TRIES} tries, not {tries}")
+        view = look(self._esp, self._efi)
+        name = EntryName(str(slot), tries)
+        self._refuse_arming(view, slot)
+        armed = self._armed(view, slot, version, name)
+        if armed is None:
+            # No twin: a half-written trial is skipped by the loader, and the fallback boots.
+            self._establish(view, slot, name, version, self._next_generation(view), twin=None)
+            view = look(self._esp, self._efi)
+            armed = self._armed(view, slot, version, name)
+        if armed is None:
+            chosen = loader_model.choose(view.state)
+            self._esp.remove(f"{ENTRIES}/{name.file}")
+            raise EnvironmentFailure(
+                f"slot {slot} is not armed: the loader would boot {chosen.file if chosen else 'nothing'} instead",
+                mend="see the boot entries in `acl-updater status`",
+                reason="trial-masked",
+            )
+        return _entry(armed)
+
+    def commit(self, slot: Slot, *, tries: int | None) -> None:
+        """Make the running `slot` the default for good: counted anew with `tries`, or uncounted when None."""
+        view = look(self._esp, self._efi)
+        self._make_first(view, slot, EntryName(str(slot), tries), None)
+
+    def condemn(self, slot: Slot) -> None:
+        """Take all tries from the entry of `slot`, so that the loader prefers any other."""
+        view = look(self._esp, self._efi)
+        listed = view.of_slot(slot)
+        if not [entry for entry in listed if not entry.is_bad]:
+            return
+        best = listed[0]
+        version, generation = best.version, obstacles.entry_generation(best)
+        name = EntryName(str(slot), 0, max(1, *(entry.name.tries_done for entry in listed)))
+        try:
+            self._establish(view, slot, name, version, generation, twin=None)
+        except EnvironmentFailure as error:
+            # A full ESP must not save a bad release: without any entry it cannot boot either.
+            log.warning("cannot write %s (%s): removing the entries of slot %s instead", name.file, error, slot)
+            for file in view.files_of_slot(slot):
+                self._esp.remove(f"{ENTRIES}/{file}")
+
+    def prefer(self, slot: Slot, version: str) -> None:
+        """Make the proven, uncounted `slot` sort first again (a manual rollback to the other, proven slot)."""
+        view = look(self._esp, self._efi)
+        self._make_first(view, slot, EntryName(str(slot)), version)
+
+    def _make_first(self, view: EspView, slot: Slot, name: EntryName, version: str | None) -> None:
+        if self._esp.size(uki_path(slot)) is None:
+            raise EnvironmentFailure(
+                f"slot {slot} has no UKI (/{uki_path(slot)})", mend="stage its release again", reason="artifact-missing"
+            )
+        known, generation = self._identity(view, slot)
+        rivals = [entry for entry in view.state.candidates if entry.slot is slot.other and not entry.is_bad]
+        if any(obstacles.entry_generation(entry) >= generation for entry in rivals):
+            generation = self._next_generation(view)
+        twin = _twin(slot, but_not=name)
+        self._establish(view, slot, name, version or known, generation, twin=twin)
+
+    def _next_generation(self, view: EspView) -> int:
+        highest = view.highest_generation()
+        if highest >= entries.MAX_GENERATION:
+            raise EnvironmentFailure(
+                f"boot entries are at generation {highest}, the last one",
+                mend=f"write the good slot's entry anew with sort-key {entries.sort_key(1)} by hand",
+                reason="generations-used-up",
+            )
+        return highest + 1
+
+    def _identity(self, view: EspView, slot: Slot) -> tuple[str, int]:
+        """Return version and generation of a slot's entry, from its first listed one."""
+        best = max(view.of_slot(slot), key=obstacles.entry_generation, default=None)
+        if best is None:
+            raise EnvironmentFailure(
+                f"slot {slot} has no boot entry that the loader lists",
+                mend=f"stage its release again, or write /{ENTRIES}/{slot}.conf by hand (docs/systemd-boot.md)",
+                reason="entry-missing",
+            )
+        return best.version, obstacles.entry_generation(best)
+
+    def _establish(
+        self, view: EspView, slot: Slot, name: EntryName, version: str, generation: int, *, twin: EntryName | None
+    ) -> None:
+        """Leave `name` as the one entry of `slot`; with a `twin` an entry of the slot is listed at every instant."""
+        content = entries.entry_text(slot, version, generation, title=self._title, boot_id=self._boot_id)
+        taken = next((file for file in view.files if file.lower() == name.file), None)
+        listed = [entry.file for entry in view.of_slot(slot)]
+        keep = {name.file}
+        if taken is None or not self._is_same(view, taken, slot, version, generation):
+            if twin is not None and listed == [taken]:
+                # The only entry is to be rewritten in place, which a cut leaves empty: the twin stands in meanwhile.
+                self._write(twin, content)
+            self._write(name, content)
+        for file in self._esp.names(ENTRIES):
+            belongs = file in view.files_of_slot(slot) or entries.slot_of_name(file) is slot
+            if belongs and file.lower() not in keep:
+                self._esp.remove(f"{ENTRIES}/{file}")
+
+    def _is_same(self, view: EspView, file: str, slot: Slot, version: str, generation: int) -> bool:
+        lines = view.files[file]
+        image = (("linux", f"/{uki_path(slot)}"),)
+        return (lines.version, lines.generation, lines.image) == (version, generation, image)
+
+    def _write(self, name: EntryName, content: bytes) -> None:
+        path = f"{ENTRIES}/{name.file}"
+        self._esp.write_new(path, [content])
+        if b"".join(self._esp.chunks(path)) != content:
+            raise EnvironmentFailure(
+                f"/{path} does not read back as it was written",
+                mend="see dmesg for errors of that disk",
+                reason="io-error",
+            )
+
+    def _armed(self, view: EspView, slot: Slot, version: str, name: EntryName) -> Candidate | None:
+        """Return the trial's entry when it is there and would boot next."""
+        chosen = loader_model.choose(view.state)
+        if chosen is not None and chosen.slot is slot and chosen.name == name and chosen.version == version:
+            return chosen
+        return None
+
+    def _refuse_arming(self, view: EspView, slot: Slot) -> None:
+        booted = obstacles.booted_entry(view, self._efi, self._boot_id)
+        found = obstacles.obstacles(view, self._efi, booted, self._part_uuid)
+        if found:
+            raise EnvironmentFailure(
+                f"slot {slot} is not armed: {found[0]}", mend="then finalize again", reason="boot-obstacle"
+            )
+        if self._esp.size(uki_path(slot)) is None:
+            raise EnvironmentFailure(
+                f"slot {slot} is not armed: /{uki_path(slot)} is missing", mend="stage again", reason="artifact-missing"
+            )
+        fallback = [entry for entry in view.of_slot(slot.other) if entry.name.tries_left is None]
+        if not fallback:
+            raise EnvironmentFailure(
+                f"slot {slot} is not armed: slot {slot.other} has no uncounted entry to fall back to",
+                mend=f"settle slot {slot.other} first",
+                reason="no-fallback",
+            )
+
+
+def artifact_path(slot: Slot, name: str) -> str:
+    """Return where a file of a slot's artifact lies on the ESP: `uki.efi`, or an addon by its name."""
+    return uki_path(slot) if name == UKI_NAME else f"{addons_path(slot)}/{name}"
+
+
+def _twin(slot: Slot, *, but_not: EntryName | None = None) -> EntryName:
+    """Return a counted name for a stand-in of a proven slot; should it stay behind, the next commit removes it."""
+    name = EntryName(str(slot), MAX_TRIES)
+    return EntryName(str(slot), MAX_TRIES - 1) if name == but_not else name
+
+
+def _entry(candidate: Candidate) -> Entry:
+    name = candidate.name
+    return Entry(
+        name=candidate.file,
+        slot=candidate.slot,
+        version=candidate.version,
+        generation=obstacles.entry_generation(candidate),
+        tries_left=name.tries_left,
+        tries_done=name.tries_done,
+    )
