@@ -1,0 +1,1 @@
+"""Release engineering: keys, the signed repository, image builds."""
