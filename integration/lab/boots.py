@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class _Running:
     release: str | None = None
     entry: EntryName | None = None
     watchdog: bool = False
+    text: str = ""
     was_proven: bool = False
 
 
@@ -74,18 +76,17 @@ class Observer:
         *,
         releases: Mapping[str, str],
         look: Callable[[], DiskView],
-        factory_release: str | None = None,
         tell: Callable[[Event], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Write serial logs to `folder`; `releases` maps root hashes to versions, `look` reads the machine's disk.
 
-        The `factory_release` counts as proven; others do once their boot was seen to commit.
+        An uncounted entry counts as proven; a counted one does once its boot was seen to commit.
         """
         self.folder = folder
         self.releases = releases
         self.events: list[Event] = []
-        self.proven = {factory_release} if factory_release else set()
+        self._proven: set[tuple[str | None, int | None]] = set()
         self._look = look
         self._tell = tell
         self._clock = clock
@@ -115,6 +116,7 @@ class Observer:
             return
         with now.log.open("ab") as file:
             file.write(data)
+        now.text += data.decode("utf-8", "replace")
         for sighting in now.console.feed(data, self._at() - now.started_s):
             self._sighted(now, sighting)
 
@@ -129,10 +131,11 @@ class Observer:
         now = self._now
         if now is None:
             return
-        boot = self._boot(now, ending, self._view())
+        view = self._view()
+        boot = self._boot(now, ending, view)
+        self._learn(now, boot, view)
         self._now = None
         self._done.append(boot)
-        self._learn(boot)
         text = f"boot {boot.n} ended after {boot.seconds:.0f} s: {boot.outcome.value}"
         self.note("boot", text + (f" ({boot.detail})" if boot.detail else ""))
 
@@ -160,8 +163,12 @@ class Observer:
             self._now.view = self._view() or self._now.view
             self._looked_s = self._clock()
         boot = self._boot(self._now, Ending.STILL_ON, self._now.view)
-        self._learn(boot)
+        self._learn(self._now, boot, self._now.view)
         return (*self._done, boot)
+
+    def console_shows(self, pattern: re.Pattern[str]) -> bool:
+        """Tell whether the running boot's console has shown a pattern."""
+        return self._now is not None and pattern.search(self._now.text) is not None
 
     def newest_log(self) -> Path:
         """Return the serial log of the running or last boot."""
@@ -181,10 +188,10 @@ class Observer:
             now.view = self._view()
             root_hash = now.command_line.root_hash
             now.release = self.releases.get(root_hash or "")
-            now.was_proven = now.release in self.proven
             if now.view is not None:
                 now.slot = slot_of(root_hash, now.view.slots)
                 now.entry = now.view.entry_of(now.slot)
+                now.was_proven = self._is_proven(now)
             named = f"release {now.release}" if now.release else f"an unknown release (root hash {root_hash})"
             entry = f", entry {now.entry.file}" if now.entry else ""
             self.note("kernel", f"slot {now.slot or '?'} boots {named}{entry}")
@@ -230,7 +237,19 @@ class Observer:
             detail=detail,
         )
 
-    def _learn(self, boot: Boot) -> None:
-        if boot.outcome is Outcome.COMMITTED and boot.release and boot.release not in self.proven:
-            self.proven.add(boot.release)
+    def _is_proven(self, now: _Running) -> bool:
+        if now.entry is None or now.view is None:
+            return False
+        return now.entry.tries_left is None or self._trial(now, now.view) in self._proven
+
+    def _trial(self, now: _Running, view: DiskView) -> tuple[str | None, int | None]:
+        entry = view.entry_of(now.slot)
+        return (now.slot, view.generations.get(entry.file) if entry else None)
+
+    def _learn(self, now: _Running, boot: Boot, view: DiskView | None) -> None:
+        if boot.outcome is not Outcome.COMMITTED or view is None:
+            return
+        trial = self._trial(now, view)
+        if trial not in self._proven:
+            self._proven.add(trial)
             self.note("commit", f"release {boot.release} is committed in slot {boot.slot}: its entry is good now")

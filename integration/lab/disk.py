@@ -10,7 +10,7 @@ from pathlib import Path
 from integration.lab.fat import FatReader
 from integration.lab.timeline import DiskView
 from updater import gpt
-from updater.boot.entries import ENTRIES, is_entry_name, parse_name
+from updater.boot.entries import ENTRIES, is_entry_name, parse_entry, parse_name
 from updater.boot.loader_model import LoaderState, candidate, in_order
 from updater.errors import EnvironmentFailure
 from updater.run import run
@@ -58,7 +58,10 @@ class Disk:
         """Return which PARTUUID lies in which slot, and the boot entries; also while a guest writes to the disk."""
         table = self.table()
         slots = {p.unique_guid.hex: _DATA[p.name] for p in table.partitions if p.name in _DATA}
-        return DiskView(slots, tuple(parse_name(name) for name in self.entry_names()))
+        esp = self.esp()
+        names = [name for name in esp.names(ENTRIES) if is_entry_name(name)]
+        generations = {name: parse_entry(esp.read(f"{ENTRIES}/{name}") or b"").generation for name in names}
+        return DiskView(slots, tuple(parse_name(name) for name in names), generations)
 
     def entry_names(self) -> list[str]:
         """Return the names of the boot entries' files."""

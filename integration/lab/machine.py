@@ -110,8 +110,11 @@ class Machine:
             self._kill()
 
     def power_off(self, *, budget_s: float = 90) -> None:
-        """Press the power button and wait until the guest is off."""
-        self._ask("system_powerdown")
+        """Have the guest power off in good order, and wait until it is off."""
+        if self.agent_is_up:
+            self.guest_begin("systemctl", "poweroff", "--no-block")
+        else:
+            self._ask("system_powerdown")
         self.wait(lambda: not self.is_on or None, "the guest to power off", budget_s=budget_s)
 
     def close(self) -> None:
@@ -177,6 +180,11 @@ class Machine:
                         reason="lab-timeout",
                     )
                 self._changed.wait(0.25)
+
+    def pause(self, most_s: float) -> None:
+        """Let something happen: return at the next change, or after `most_s` seconds without one."""
+        with self._changed:
+            self._changed.wait(most_s)
 
     # -- the guest -----------------------------------------------------------------------------------------------
 

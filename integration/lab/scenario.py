@@ -219,8 +219,11 @@ class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What must be true now.
 
     `boots` lists every boot since the last `expect` that listed boots, as seen from outside. `slot` and `release` are
-    those of the last boot. `loader` is the loader's order on the ESP, bad entries last. `phase`, `reason`, `target`,
-    `quarantine` and `evidence` are read from the updater: in the guest when it is on, else from its disk.
+    those of the last boot. `loader` is the loader's order on the ESP, bad entries last. `holds` says which release's
+    root a slot bears in the partition table; `unchanged` slots have the same bytes, UKI and table entry as at the
+    scenario's start. `phase`, `says`, `quarantine`, `put_off` (tries that ended without evidence), `reason` (of the
+    quarantine: stage/cause: sentence), `history` and `explain` are asked of the updater, in the guest when it is on,
+    else on its disk; `evidence` is a pattern in the evidence that the running guest keeps.
     """
 
     boots: list[SeenBoot] | None = None
@@ -231,6 +234,7 @@ class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: Text | None = None
     says: Text | None = None
     quarantine: list[Release] | None = None
+    put_off: list[Release] | None = None
     evidence: Text | None = None
     history: Text | None = None
     explain: Text | None = None
@@ -238,7 +242,7 @@ class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     holds: dict[SlotName, Release] | None = None
 
     def __post_init__(self) -> None:
-        for key in ("says", "evidence", "history", "explain"):
+        for key in ("says", "reason", "evidence", "history", "explain"):
             _check_pattern(key, getattr(self, key))
 
 

@@ -106,7 +106,6 @@ class Console:
     def __init__(self) -> None:
         """Begin at power-on."""
         self._pending = b""
-        self._seen_initrd = False
         self.sightings: list[Sighting] = []
 
     def feed(self, data: bytes, at_s: float) -> list[Sighting]:
@@ -115,25 +114,24 @@ class Console:
         if len(self._pending) > _LONGEST_LINE:
             lines.append(self._pending)
             self._pending = b""
-        found = [sighting for line in lines if (sighting := self._look(line, at_s)) is not None]
+        before = len(self.sightings)
+        for line in lines:
+            self._look(line, at_s)
         # A login prompt waits on its line for ever: it is the one mark that no newline completes.
         if self._pending.rstrip().endswith(b"login:"):
-            prompt = self._look(self._pending, at_s)
+            self._look(self._pending, at_s)
             self._pending = b""
-            found += [prompt] if prompt is not None else []
-        self.sightings += found
-        return found
+        return self.sightings[before:]
 
-    def _look(self, raw: bytes, at_s: float) -> Sighting | None:
+    def _look(self, raw: bytes, at_s: float) -> None:
         line = plain(raw.decode("utf-8", "replace"))
         for mark, pattern in _PATTERNS:
             match = pattern.search(line)
             if match is not None:
-                self._seen_initrd |= mark is Mark.INITRD
-                return Sighting(mark, at_s, match.group("text").strip())
-        if _GREETING.search(line) and any(s.mark is Mark.SWITCH_ROOT for s in self.sightings):
-            return Sighting(Mark.USERSPACE, at_s, line.strip()[-120:])
-        return None
+                self.sightings.append(Sighting(mark, at_s, match.group("text").strip()))
+                return
+        if _GREETING.search(line) and self.first(Mark.SWITCH_ROOT) is not None:
+            self.sightings.append(Sighting(Mark.USERSPACE, at_s, line.strip()[-120:]))
 
     def last(self, mark: Mark) -> Sighting | None:
         """Return the latest sighting of a mark."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from integration.lab.serial import Mark, Sighting
@@ -61,10 +61,14 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class DiskView:
-    """What the powered-off disk, or a running machine's disk, shows of its boot: PARTUUID to slot, and the entries."""
+    """What a machine's disk shows of its boot: PARTUUID (32 hex digits) to slot, the entries and their generations.
+
+    Every trial that is armed takes a generation of its own, and keeps it when it is committed and counted again.
+    """
 
     slots: Mapping[str, str]
     entries: tuple[EntryName, ...]
+    generations: Mapping[str, int | None] = field(default_factory=dict)
 
     def entry_of(self, slot: str | None) -> EntryName | None:
         """Return the entry file of a slot; of two (a cut between create and delete), the one with fewer tries."""
@@ -126,7 +130,7 @@ def judge(
     """Return how a boot went, and the words behind it, from outside evidence alone.
 
     `entry` is the booted slot's entry file after the loader counted, `entry_after` the one at the boot's end;
-    `was_proven` tells whether this release had been committed on this disk before (or shipped with it).
+    `was_proven` tells whether this entry had been committed before (or shipped with the disk).
     """
 
     def text_of(mark: Mark) -> str | None:

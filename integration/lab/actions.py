@@ -1,0 +1,303 @@
+"""What each kind of step does."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable
+from functools import singledispatch
+from typing import Any
+
+from integration.lab import node
+from integration.lab.expectations import expect
+from integration.lab.machine import LabTimeout
+from integration.lab.patience import Patience
+from integration.lab.run import Run, merged
+from integration.lab.scenario import (
+    Boot,
+    Condition,
+    Cut,
+    Expect,
+    Fault,
+    Fill,
+    InGuest,
+    Offline,
+    Repository,
+    Serve,
+    Tamper,
+    Updater,
+    Wait,
+)
+from integration.lab.serial import Mark
+from integration.lab.server import ServerFault
+from integration.lab.timeline import Outcome
+from updater.errors import EnvironmentFailure
+
+_FILLER = "/var/acl-lab-filler.bin"
+
+
+@singledispatch
+def perform(action: Any, run: Run) -> None:
+    """Do one step; raise Failed when what it waits for does not come, an UpdaterError when the lab itself cannot."""
+    raise TypeError(f"no step of the kind {type(action).__name__}")
+
+
+@perform.register
+def _(action: Boot, run: Run) -> None:
+    first = len(run.machine.boots)
+    run.give()
+    run.machine.power_on()
+    reach(run, action.until, action.timeout_s, first=first)
+
+
+@perform.register
+def _(action: Wait, run: Run) -> None:
+    reach(run, action.until, action.timeout_s, first=max(0, len(run.machine.boots) - 1))
+
+
+@perform.register
+def _(action: Offline, run: Run) -> None:
+    if run.machine.is_on:
+        raise EnvironmentFailure("the machine is on", mend="add a step `power: down` before", reason="lab-scenario")
+    run.server.mark()
+    kill_when = action.kill_when and trigger_of(run, action.kill_when)
+    done = node.offline(
+        run.disk.path,
+        action.run,
+        config=run.offline_config(),
+        timeout_s=action.timeout_s,
+        kill_when=kill_when or None,
+    )
+    run.observer.note("updater", f"acl-updater --disk … {action.run}: " + (done.killed or f"exit {done.exit_code}"))
+    if action.kill_when is not None:
+        if done.killed is None:
+            raise EnvironmentFailure(
+                f"`{action.run}` ended before {action.kill_when} could cut it: {done.text.strip()[-300:]}",
+                mend="choose an earlier moment",
+                reason="fault-not-injected",
+            )
+        return
+    judge_call(run, done, action.exit, action.reason, action.output)
+
+
+@perform.register
+def _(action: InGuest, run: Run) -> None:
+    ran = run.machine.guest("sh", "-c", action.run, budget_s=action.timeout_s)
+    text = f"{ran.stdout}\n{ran.stderr}"
+    if action.exit is not None:
+        run.check(f"exit code of `{action.run}`", action.exit, f"{ran.exit_code} {ran.stderr[-300:]}".strip(),
+                  ran.exit_code == action.exit)  # fmt: skip
+    if action.output is not None:
+        run.check(f"output of `{action.run}`", action.output, text.strip()[-500:], _finds(action.output, text))
+
+
+@perform.register
+def _(action: Updater, run: Run) -> None:
+    if action.background:
+        run.machine.guest_begin("acl-updater", "--json", *action.run.split(), budget_s=action.timeout_s)
+        return
+    done = node.in_guest(run.machine, action.run, budget_s=action.timeout_s)
+    run.observer.note("updater", f"acl-updater {action.run}: exit {done.exit_code}")
+    judge_call(run, done, action.exit, action.reason, action.output)
+
+
+@perform.register
+def _(action: Fault, run: Run) -> None:
+    run.faults.append(action)
+    run.asked.append(action)
+
+
+@perform.register
+def _(action: Cut, run: Run) -> None:
+    run.server.mark()
+    run.machine.cut_when(trigger_of(run, action.when))
+    if action.boot:
+        run.give()
+        run.machine.power_on()
+    if action.updater is not None:
+        run.machine.guest_begin("acl-updater", "--json", *action.updater.split(), budget_s=action.timeout_s)
+    try:
+        run.machine.wait(
+            lambda: not run.machine.is_on and run.machine.cut_because,
+            f"the power cut when {action.when}",
+            budget_s=action.timeout_s,
+        )
+    except LabTimeout as error:
+        run.machine.forget_triggers()
+        raise EnvironmentFailure(
+            f"the power was never cut: {error.message}", mend=error.mend, reason="fault-not-injected"
+        ) from error
+
+
+@perform.register
+def _(action: Tamper, run: Run) -> None:
+    if action.slot is not None and action.block is not None:
+        run.disk.flip_block(action.slot, action.block)
+    elif action.file is not None and action.truncate_bytes is not None:
+        run.disk.truncate_file(action.file, action.truncate_bytes)
+    elif action.file is not None and action.at_byte is not None:
+        run.disk.flip_file(action.file, action.at_byte)
+
+
+@perform.register
+def _(action: Fill, run: Run) -> None:
+    if action.what == "esp":
+        if action.free:
+            run.disk.free_esp()
+        elif not run.disk.fill_esp(action.leave_bytes):
+            raise EnvironmentFailure("the ESP was full already", mend="leave fewer bytes", reason="fault-not-injected")
+        return
+    script = f"rm -f {_FILLER}"
+    if not action.free:
+        script = f"free=$(($(stat -f -c '%a * %S' /var) - {action.leave_bytes})); fallocate -l $free {_FILLER}; sync"
+        script += f"; head -c 64M /dev/zero >> {_FILLER}; sync; df -B1 --output=avail /var"
+    ran = run.machine.guest("sh", "-c", script, budget_s=120)
+    run.observer.note("lab", f"the state partition is {'freed' if action.free else 'full'}: {ran.stdout.strip()}")
+
+
+@perform.register
+def _(action: Serve, run: Run) -> None:
+    broken = ServerFault(action.kind, action.paths, action.after_bytes, action.status)
+    run.server.break_with(None if action.kind == "works" else broken)
+
+
+@perform.register
+def _(action: Repository, run: Run) -> None:
+    from integration.lab import publisher
+
+    if action.tamper is not None:
+        publisher.tamper(run.repository, action.tamper)
+    elif action.restore:
+        publisher.restore(run.repository, run.stock.repository)
+    elif action.expire is not None:
+        publisher.expire(run.repository, run.stock.keys, action.expire)
+    elif action.promote is not None:
+        publisher.promote(run.repository, run.stock.keys, run.version(action.promote))
+    elif action.withdraw is not None:
+        publisher.withdraw(run.repository, run.stock.keys, run.version(action.withdraw))
+
+
+@perform.register
+def _(action: Expect, run: Run) -> None:
+    expect(action, run)
+
+
+@perform.register
+def _(action: str, run: Run) -> None:
+    if action == "faults":
+        run.faults.clear()
+    elif action == "cut":
+        run.machine.power_cut()
+    elif action == "down":
+        run.machine.power_off()
+    else:
+        run.give()
+        run.machine.power_on()
+
+
+@perform.register
+def _(action: dict, run: Run) -> None:  # type: ignore[type-arg]
+    run.config = merged(run.config, action)
+
+
+@perform.register
+def _(action: int, run: Run) -> None:
+    """Prove that the node is as good as before: the next good update is armed, tried and committed."""
+    if run.machine.is_on:
+        run.machine.power_off()
+    run.faults.clear()
+    perform(Offline(run=f"update --to {run.version(action)}"), run)
+    perform(Boot(until=Condition(committed=action)), run)
+
+
+def reach(run: Run, condition: Condition, budget_s: float, *, first: int) -> None:
+    """Wait for a condition on boots from index `first` on; a wait in vain is an expectation that failed."""
+    try:
+        if condition.settled is not None:
+            settle(run, run.version(condition.settled), budget_s)
+        else:
+            run.machine.wait(ready_of(run, condition, first), str(condition), budget_s=budget_s)
+    except LabTimeout as error:
+        last = run.last_boot
+        found = f"boot {last.n} of release {last.release} {last.outcome.value}" if last else "no boot"
+        run.check(f"in {budget_s:g} s", str(condition), f"{found} ({error.message})", ok=False)
+    run.check("reached", str(condition), str(condition), ok=True)
+
+
+def settle(run: Run, version: str, budget_s: float) -> None:
+    """Wait until a release runs and its updater, asked in the guest, says that nothing is under way."""
+    patience = Patience(budget_s)
+    said = "nothing"
+    while not patience.is_over:
+        boot = run.last_boot
+        if boot is not None and boot.release == version and run.machine.agent_is_up:
+            try:
+                done = node.in_guest(run.machine, "status", budget_s=60)
+                said = node.Status(done.document).phase or done.text.strip()[-300:]
+                if done.exit_code == 0 and said == "idle":
+                    return
+            except LabTimeout as error:
+                said = error.message
+        elif not run.machine.is_on:
+            said = "the machine is off"
+        run.machine.pause(1.0)
+    raise LabTimeout(f"release {version} did not settle: {said}", mend="see its serial log", reason="lab-timeout")
+
+
+def ready_of(run: Run, condition: Condition, first: int) -> Callable[[], bool]:
+    """Return the predicate of a condition that can be seen from outside."""
+    if condition.committed is not None:
+        version = run.version(condition.committed)
+        return lambda: any(b.release == version and b.outcome is Outcome.COMMITTED for b in run.machine.boots[first:])
+    if condition.running is not None:
+        version = run.version(condition.running)
+        return lambda: any(
+            boot.release == version and any(s.mark in (Mark.MULTI_USER, Mark.LOGIN) for s in boot.sightings)
+            for boot in run.machine.boots[first:]
+        )
+    if condition.powered_off:
+        return lambda: not run.machine.is_on
+    if condition.boots is not None:
+        wanted = first + condition.boots
+        return lambda: len(run.machine.boots) > wanted or (len(run.machine.boots) == wanted and not run.machine.is_on)
+    trigger = trigger_of(run, condition)
+    return lambda: trigger() is not None
+
+
+def trigger_of(run: Run, condition: Condition) -> Callable[[], str | None]:
+    """Return a cheap look at the world that gives a reason once the condition holds."""
+    if condition.serial is not None:
+        pattern = re.compile(condition.serial)
+        return lambda: f"the console showed {condition.serial!r}" if run.observer.console_shows(pattern) else None
+    if condition.served_bytes is not None:
+        wanted = condition.served_bytes
+        return lambda: f"{run.server.bytes_since_mark} bytes served" if run.server.bytes_since_mark >= wanted else None
+    if condition.entry is not None:
+        return lambda: _entry_seen(run, str(condition.entry))
+    return lambda: str(condition) if ready_of(run, condition, 0)() else None
+
+
+def judge_call(run: Run, done: node.Did, code: int | None, reason: str | None, output: str | None) -> None:
+    """Hold a call of `acl-updater` against what was expected of it."""
+    words = f"`acl-updater {done.words}`"
+    if code is not None:
+        found = f"{done.exit_code} {done.text.strip()[-400:]}" if done.exit_code != code else str(code)
+        run.check(f"exit code of {words}", code, found, done.exit_code == code)
+    if reason is not None:
+        run.check(f"reason of {words}", reason, done.reason or "none", done.reason == reason)
+    if output is not None:
+        run.check(f"output of {words}", output, done.text.strip()[-500:], _finds(output, done.text))
+
+
+def _entry_seen(run: Run, pattern: str) -> str | None:
+    try:
+        names = run.disk.entry_names()
+    except (EnvironmentFailure, OSError, ValueError):
+        # Half-written: the next look, two milliseconds later, may see it whole.
+        return None
+    found = next((name for name in names if fnmatch.fnmatchcase(name, pattern)), None)
+    return f"the ESP held {', '.join(names)}" if found else None
+
+
+def _finds(pattern: str, text: str) -> bool:
+    return re.search(pattern, text) is not None

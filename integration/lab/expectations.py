@@ -1,0 +1,122 @@
+"""What a scenario expects, held against what was seen."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import time
+
+from integration.lab import node
+from integration.lab.run import Run
+from integration.lab.scenario import Expect, SeenBoot
+from integration.lab.timeline import Boot
+
+_EVIDENCE = "find /var/lib/acl-updater/evidence -type f -exec head -c 200000 {} + 2>/dev/null"
+
+
+def expect(wanted: Expect, run: Run) -> None:
+    """Check everything that an `expect` step lists; raise Failed at the first that does not hold."""
+    _expect_from_outside(wanted, run)
+    if wanted.phase is not None or wanted.quarantine is not None or wanted.put_off is not None or wanted.says:
+        done = _ask(run, "status")
+        status = node.Status(done.document)
+        if wanted.phase is not None:
+            run.check("phase", wanted.phase, status.phase or done.text.strip()[-300:], status.phase == wanted.phase)
+        for what, numbers, found in (
+            ("quarantine", wanted.quarantine, status.quarantine),
+            ("put off", wanted.put_off, status.put_off),
+        ):
+            if numbers is not None:
+                versions = sorted(run.version(number) for number in numbers)
+                run.check(what, versions, found, versions == found)
+        if wanted.says is not None:
+            _find(run, "status says", wanted.says, done.text)
+    if wanted.reason is not None:
+        _expect_reason(wanted.reason, run)
+    if wanted.history is not None:
+        _find(run, "history", wanted.history, _ask(run, "history").text)
+    if wanted.explain is not None:
+        _find(run, "explain", wanted.explain, _ask(run, "explain").text)
+    if wanted.evidence is not None:
+        _find(run, "evidence", wanted.evidence, run.machine.guest("sh", "-c", _EVIDENCE).stdout)
+
+
+def _expect_from_outside(wanted: Expect, run: Run) -> None:
+    boots = run.machine.boots
+    if wanted.boots is not None:
+        seen = boots[run.boots_expected :]
+        run.boots_expected = len(boots)
+        versions = {number: known.version for number, known in run.stock.releases.items()}
+        ok = len(seen) == len(wanted.boots) and all(
+            boot_matches(pattern, boot, versions) for pattern, boot in zip(wanted.boots, seen, strict=False)
+        )
+        run.check(
+            "boots", [_pattern_words(one, versions) for one in wanted.boots], [_boot_words(one) for one in seen], ok
+        )
+    last = boots[-1] if boots else None
+    if wanted.slot is not None:
+        slot = last.slot if last else None
+        run.check("slot that booted", wanted.slot, slot, wanted.slot == slot)
+    if wanted.release is not None:
+        version, release = run.version(wanted.release), last.release if last else None
+        run.check("release that booted", version, release, version == release)
+    if wanted.loader is not None:
+        found = _loader_order(run)
+        ok = len(found) == len(wanted.loader) and all(
+            fnmatch.fnmatchcase(name, pattern) for name, pattern in zip(found, wanted.loader, strict=False)
+        )
+        run.check("loader order", wanted.loader, found, ok)
+    for slot, number in (wanted.holds or {}).items():
+        head = run.stock.release(number).root_hash[:32]
+        found_head = next((uuid for uuid, name in run.disk.look().slots.items() if name == slot), "nothing")
+        run.check(f"slot {slot} holds", head, found_head, head == found_head)
+    for slot in wanted.unchanged or []:
+        before, after = run.digests[slot], run.disk.slot_digest(slot)
+        run.check(f"slot {slot} unchanged", before[:16], after[:16], before == after)
+
+
+def _expect_reason(pattern: str, run: Run) -> None:
+    status = node.Status(_ask(run, "status").document)
+    records = status.document.get("quarantine") or []
+    found = [f"{r.get('stage')}/{r.get('cause')}: {r.get('sentence')}" for r in records]
+    run.check("reason", pattern, found, any(re.search(pattern, text) for text in found))
+
+
+def boot_matches(pattern: SeenBoot, boot: Boot, versions: dict[int, str]) -> bool:
+    """Tell whether a boot is as a scenario says."""
+    return (
+        (pattern.slot is None or pattern.slot == boot.slot)
+        and (pattern.release is None or versions.get(pattern.release) == boot.release)
+        and (pattern.outcome is None or pattern.outcome is boot.outcome)
+        and (pattern.entry is None or (boot.entry is not None and fnmatch.fnmatchcase(boot.entry, pattern.entry)))
+        and (pattern.detail is None or re.search(pattern.detail, boot.detail) is not None)
+    )
+
+
+def _loader_order(run: Run) -> list[str]:
+    for _ in range(20):
+        try:
+            return run.disk.loader_order()
+        except ValueError:
+            # A guest that runs may be rewriting the folder at this moment.
+            time.sleep(0.1)
+    return run.disk.loader_order()
+
+
+def _ask(run: Run, words: str) -> node.Did:
+    if run.machine.is_on:
+        return node.in_guest(run.machine, words, budget_s=90)
+    return node.offline(run.disk.path, words, config=run.offline_config(), timeout_s=120)
+
+
+def _find(run: Run, what: str, pattern: str, text: str) -> None:
+    run.check(what, pattern, text.strip()[-600:], re.search(pattern, text) is not None)
+
+
+def _boot_words(boot: Boot) -> str:
+    return f"{boot.slot or '-'}/{boot.release or '-'} {boot.outcome.value}"
+
+
+def _pattern_words(pattern: SeenBoot, versions: dict[int, str]) -> str:
+    release = versions.get(pattern.release, "?") if pattern.release else "*"
+    return f"{pattern.slot or '*'}/{release} {pattern.outcome.value if pattern.outcome else '*'}"

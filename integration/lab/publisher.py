@@ -1,0 +1,51 @@
+"""Changes to a scenario's own copy of the repository, as its publisher or its mirror would make them."""
+
+from __future__ import annotations
+
+import fnmatch
+import shutil
+import sys
+from pathlib import Path
+
+from updater.errors import EnvironmentFailure
+from updater.run import run
+
+
+def tamper(repository: Path, pattern: str) -> list[Path]:
+    """Invert the middle byte of every served file whose path matches a glob; raise when none does."""
+    changed = []
+    for path in sorted(repository.rglob("*")):
+        if path.is_file() and fnmatch.fnmatch(path.relative_to(repository).as_posix(), pattern):
+            content = bytearray(path.read_bytes())
+            if content:
+                content[len(content) // 2] ^= 0xFF
+            # The copy shares its files with the stock by hard links: a new file takes the name, none is written into.
+            path.unlink()
+            path.write_bytes(content)
+            changed.append(path)
+    if not changed:
+        raise EnvironmentFailure(
+            f"no file of the repository matches {pattern!r}", mend="mend the glob", reason="fault-not-injected"
+        )
+    return changed
+
+
+def restore(repository: Path, stock: Path) -> None:
+    """Make the copy as the stock's repository is."""
+    shutil.rmtree(repository)
+    shutil.copytree(stock, repository, copy_function=link)
+
+
+def link(source: str, target: str) -> str:
+    """Link a file, or copy it where links cannot be had."""
+    try:
+        Path(target).hardlink_to(source)
+    except OSError:
+        shutil.copy2(source, target)
+    return target
+
+
+def acl_release(*words: str | Path) -> str:
+    """Run `acl-release` as a person would; return what it wrote."""
+    start = "import sys; from updater.release.cli import main; sys.exit(main())"
+    return run([sys.executable, "-c", start, *words], timeout_s=600).stdout.decode("utf-8", "replace")

@@ -1,0 +1,128 @@
+"""The state of one run of one scenario: its machine, its server, what was seen and what held."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from integration.lab.boots import Observer
+from integration.lab.disk import Disk
+from integration.lab.emulator import Given, network_address
+from integration.lab.machine import Machine
+from integration.lab.report import Held
+from integration.lab.scenario import Fault, Scenario
+from integration.lab.serial import Mark
+from integration.lab.server import LabServer
+from integration.lab.stock import Stock
+from integration.lab.timeline import Boot
+from updater.errors import UpdaterError
+
+_CONFIG_PATH = "/etc/acl-updater/config.d/90-lab.yaml"
+
+
+class Failed(Exception):
+    """An expectation did not hold, and the steps after it would mean nothing."""
+
+
+class NotInjected(UpdaterError):
+    """A fault was asked for and did not happen: the run proves nothing."""
+
+
+@dataclass(slots=True)
+class Run:
+    """The state that steps work on."""
+
+    stock: Stock
+    scenario: Scenario
+    folder: Path
+    machine: Machine
+    disk: Disk
+    server: LabServer
+    observer: Observer
+    config: dict[str, Any]
+    repository: Path
+    faults: list[Fault] = field(default_factory=list)
+    asked: list[Fault] = field(default_factory=list)
+    held: list[Held] = field(default_factory=list)
+    boots_expected: int = 0
+    digests: dict[str, str] = field(default_factory=dict)
+
+    def check(self, what: str, expected: object, found: object, ok: bool) -> None:
+        """Record an expectation's result; raise Failed when it did not hold."""
+        held = Held(what, _shown(expected), _shown(found), ok)
+        self.held.append(held)
+        words = f"{what}: {held.expected}" + ("" if ok else f", but found {held.found}")
+        self.observer.note("expect", ("held: " if ok else "FAILED: ") + words)
+        if not ok:
+            raise Failed(what)
+
+    def version(self, number: int) -> str:
+        """Return the version of a release by its number."""
+        return self.stock.release(number).version
+
+    @property
+    def last_boot(self) -> Boot | None:
+        """Return the running or latest boot."""
+        return self.machine.boots[-1] if self.machine.boots else None
+
+    def give(self) -> None:
+        """Hand the next boots their faults and their configuration, from outside."""
+        parameters = tuple(f"acl.lab.fault={self.version(f.release)}:{f.name}" for f in self.faults)
+        self.machine.given = Given(parameters, credentials(self.node_config(network_address())))
+
+    def node_config(self, host: str) -> dict[str, Any]:
+        """Return the configuration of the node, which reaches the server at `host`."""
+        return merged({"mirrors": [f"http://{host}:{self.server.port}"]}, self.config)
+
+    def offline_config(self) -> Path:
+        """Return the configuration file for `acl-updater --disk`."""
+        path = self.folder / "offline.yaml"
+        path.write_text(json.dumps(self.node_config("127.0.0.1")))
+        return path
+
+    def require_injection(self) -> None:
+        """Raise NotInjected for a fault that no boot was seen to obey."""
+        for fault in self.asked:
+            version = self.version(fault.release)
+            given = f"{version}:{fault.name}"
+            boots = [boot for boot in self.machine.boots if given in boot.faults and boot.release == version]
+            seen = [s.text for boot in boots for s in boot.sightings if s.mark is Mark.FAULT]
+            if boots and (fault.silent or any(fault.name in text for text in seen)):
+                continue
+            raise NotInjected(
+                f"the fault {fault.name} was never injected into release {version}"
+                + ("" if boots else ": no boot of it was given the fault"),
+                mend="see the hooks of the reference image and the serial logs",
+                reason="fault-not-injected",
+            )
+
+
+def credentials(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the credential that makes systemd-tmpfiles write the node's configuration early in each boot.
+
+    JSON is YAML as well, and fits the one line that tmpfiles.d has for a file's content; `%` begins a specifier
+    there, a backslash an escape.
+    """
+    content = json.dumps(config).replace("\\", "\\\\").replace("%", "%%")
+    return {"tmpfiles.extra": f"f+ {_CONFIG_PATH} 0644 root root - {content}"}
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with those of `over` on top, mappings merged key by key."""
+    result = dict(base)
+    for key, value in over.items():
+        below = result.get(key)
+        both = isinstance(below, Mapping) and isinstance(value, Mapping)
+        result[key] = merged(below, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)

@@ -1,0 +1,114 @@
+"""Runs one scenario from a copy of the factory disk to its reports."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from integration.lab.actions import perform
+from integration.lab.boots import Event, Observer
+from integration.lab.disk import Disk, copy_disk
+from integration.lab.emulator import Hardware
+from integration.lab.machine import Machine
+from integration.lab.publisher import link
+from integration.lab.report import Held, Report, write_reports
+from integration.lab.run import Failed, Run
+from integration.lab.scenario import Scenario, Step
+from integration.lab.server import LabServer
+from integration.lab.stock import Stock
+from updater.errors import UpdaterError
+
+
+def execute(
+    stock: Stock,
+    scenario: Scenario,
+    folder: Path,
+    *,
+    tell: Callable[[Event], None] | None = None,
+    keep_disk: bool = False,
+) -> Report:
+    """Run a scenario in a folder, which is emptied first; leave serial logs and reports there, and return the report.
+
+    Never raises for what the scenario or the machine did: a run that cannot be judged has an error.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    started, began = datetime.now(UTC), time.monotonic()
+    disk = Disk(folder / "disk.raw")
+    observer = Observer(folder, releases=stock.versions, look=disk.look, tell=tell)
+    held: list[Held] = []
+    error: str | None = None
+    try:
+        for number in scenario.releases:
+            stock.release(number)
+        copy_disk(stock.disk, disk.path)
+        repository = own_repository(stock, scenario, folder)
+        hardware = Hardware(memory_mib=scenario.memory_mib, watchdog=scenario.watchdog)
+        with (
+            LabServer(repository) as server,
+            Machine(stock.emulator, disk=disk.path, folder=folder, observer=observer, hardware=hardware) as machine,
+        ):
+            run = Run(
+                stock, scenario, folder, machine, disk, server, observer, dict(scenario.config), repository, held=held
+            )
+            run.digests = {slot: disk.slot_digest(slot) for slot in slots_to_keep(scenario)}
+            for index, step in enumerate(scenario.steps, 1):
+                observer.note("step", f"{index}: {describe(step)}")
+                perform(step.action, run)
+            run.require_injection()
+    except Failed:
+        pass
+    except UpdaterError as failure:
+        error = str(failure)
+    except Exception as failure:  # a defect of the lab itself must not look like one of the product
+        error = f"{type(failure).__name__}: {failure}"
+        observer.note("lab", error)
+    report = Report(
+        name=scenario.name,
+        summary=scenario.summary,
+        started_utc=started.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        seconds=time.monotonic() - began,
+        boots=observer.boots,
+        events=tuple(observer.events),
+        expectations=tuple(held),
+        error=error,
+        about={"accelerator": stock.emulator.accelerator, **stock.about},
+    )
+    write_reports(folder, report)
+    if not keep_disk:
+        for leftover in (disk.path, folder / "efi-variables.fd"):
+            leftover.unlink(missing_ok=True)
+        shutil.rmtree(folder / "repository", ignore_errors=True)
+    return report
+
+
+def own_repository(stock: Stock, scenario: Scenario, folder: Path) -> Path:
+    """Return the folder to serve: the stock's own, or a copy when the scenario changes it.
+
+    The copy is of hard links: steps replace files, and never write into one.
+    """
+    if not any(step.repository is not None for step in scenario.steps):
+        return stock.repository
+    copy = folder / "repository"
+    shutil.copytree(stock.repository, copy, copy_function=link)
+    return copy
+
+
+def slots_to_keep(scenario: Scenario) -> set[str]:
+    """Return the slots whose bytes some step expects to be unchanged."""
+    return {slot for step in scenario.steps if step.expect is not None for slot in step.expect.unchanged or []}
+
+
+def describe(step: Step) -> str:
+    """Return a step in words: its note, or its kind and value."""
+    if step.note:
+        return step.note
+    action = step.action
+    fields = getattr(action, "__struct_fields__", None)
+    if fields is None:
+        return f"{step.kind} {action}"
+    given = {key: value for key in fields if (value := getattr(action, key)) not in (None, False)}
+    return step.kind + " " + ", ".join(f"{key} {value}" for key, value in given.items() if key != "timeout_s")

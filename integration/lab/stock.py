@@ -1,0 +1,56 @@
+"""What the lab works with: a factory disk, a signed repository, and the releases in it by their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from integration.lab.emulator import Emulator
+from updater.errors import EnvironmentFailure
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A release of the lab's repository."""
+
+    number: int
+    version: str
+    root_hash: str
+    about: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """Everything that scenarios start from; nothing in it is ever changed by one.
+
+    `disk` is a powered-off factory disk on release 1, `repository` a folder for any static server, `keys` the folder
+    of its keys.
+    """
+
+    emulator: Emulator
+    disk: Path
+    repository: Path
+    keys: Path
+    releases: Mapping[int, Known]
+    about: Mapping[str, str] = field(default_factory=dict)
+
+    def release(self, number: int) -> Known:
+        """Return a release by its number; raise EnvironmentFailure when the repository has none."""
+        try:
+            return self.releases[number]
+        except KeyError:
+            raise EnvironmentFailure(
+                f"the lab's repository has no release {number}",
+                mend=f"use one of {', '.join(map(str, sorted(self.releases)))}",
+                reason="lab-release",
+            ) from None
+
+    def number(self, version: str | None) -> int | None:
+        """Return the number of a version, or None for one that the lab does not know."""
+        return next((known.number for known in self.releases.values() if known.version == version), None)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Return the versions by root hash."""
+        return {known.root_hash: known.version for known in self.releases.values()}
