@@ -54,6 +54,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     layout: Annotated[str, limited("name a layout such as dps-root, or give its path", max_length=255)] = "dps-root"
     channel: Name = "stable"
     mirrors: Annotated[list[Url], limited("list at most 16 mirrors", max_length=16)] = []
+    trusted_roots: Annotated[str, limited("give an absolute folder", pattern=r"^/.{0,1000}$(?!\n)")] = (
+        "/usr/share/acl-updater/trust"
+    )
     reboot: Literal["immediate", "manual"] = "immediate"
     # A try that ended without evidence against the image is repeated after this long, doubled each time up to a week.
     retry_after_s: Annotated[float, limited("write seconds, from 0 to 604800", ge=0, le=604_800)] = 3600.0

@@ -193,3 +193,42 @@ class MountedDirectory:
         for folder in reversed(missing):
             folder.mkdir(exist_ok=True)
             fsync_directory(folder.parent)
+
+
+class Below:
+    """A `Directory` that is a folder of another one."""
+
+    def __init__(self, directory: Directory, folder: str) -> None:
+        """Serve the folder `folder` of `directory`; it need not exist yet."""
+        self._directory = directory
+        self._folder = checked(folder)
+
+    def _at(self, path: str) -> str:
+        return f"{self._folder}/{checked(path)}" if path else self._folder
+
+    def read(self, path: str, *, limit_bytes: int = 1 << 20) -> bytes | None:
+        return self._directory.read(self._at(path), limit_bytes=limit_bytes)
+
+    def chunks(self, path: str) -> Iterator[bytes]:
+        return self._directory.chunks(self._at(path))
+
+    def write_new(self, path: str, chunks: Iterable[bytes]) -> None:
+        self._directory.write_new(self._at(path), chunks)
+
+    def replace(self, path: str, content: bytes) -> None:
+        self._directory.replace(self._at(path), content)
+
+    def remove(self, path: str) -> None:
+        self._directory.remove(self._at(path))
+
+    def names(self, path: str = "") -> list[str]:
+        return self._directory.names(self._at(path))
+
+    def size(self, path: str) -> int | None:
+        return self._directory.size(self._at(path))
+
+    def free_bytes(self) -> int:
+        return self._directory.free_bytes()
+
+    def is_read_only(self, path: str) -> bool:
+        return self._directory.is_read_only(self._at(path))

@@ -30,6 +30,7 @@ class Stage(StrEnum):
     USERSPACE = "userspace"
     HEALTH = "health"
     ARTIFACT = "artifact"
+    OPERATOR = "operator"
     UNKNOWN = "unknown"
 
 
@@ -43,6 +44,7 @@ class Cause(StrEnum):
     DAMAGED_SLOT = "damaged-slot"
     DAMAGED_UKI = "damaged-uki"
     EMERGENCY = "emergency"
+    OPERATOR = "operator"
     NONE = "none"
 
 
@@ -168,6 +170,9 @@ class HealthPlugin(Protocol):
 
         Raise InvalidDocument for an operator's file that cannot be read: arming would silently drop its checks.
         """
+
+    def failing_checks(self, settings: Health) -> list[str]:
+        """Run the checks once; return the names of the required ones that fail."""
 
     def baseline_sentence(self, baseline: Mapping[str, Any]) -> str:
         """Say in one sentence what a baseline holds."""

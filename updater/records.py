@@ -300,3 +300,14 @@ def _identity(item: Any) -> tuple[Any, ...] | None:
     image = release.get("manifest_sha256") if isinstance(release, dict) else None
     identity = (*(item.get(key) for key in ("slot", "version", "root_hash", "name")), image)
     return identity if any(isinstance(part, str) for part in identity) else None
+
+
+def factory_ledger(manifest: Manifest, raw: bytes, slot: Slot, at: str) -> bytes:
+    """Return the ledger that an image maker writes for the release shipped in `slot`.
+
+    `raw` are the manifest's bytes as published, `at` the time as a UTC text. It belongs on the state partition as
+    `lib/acl-updater/ledger.json` and on the ESP as `EFI/acl/ledger-1.json`.
+    """
+    release = release_record(manifest, raw)
+    ledger = Ledger(serial=1, floor=manifest.security_epoch).with_proven(Proven(slot, release, "factory", at))
+    return encode_state(Kept(ledger.with_seen(release)))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from updater.config import Config
@@ -29,7 +28,7 @@ class RepositoryImage:
 
     @property
     def name(self) -> str:
-        return f"{self._fetcher.name}/{self._base}"
+        return f"{', '.join(self._fetcher.mirrors)}: {self._base}"
 
     def tree(self, offset: int, length: int) -> Iterator[bytes]:
         return self._fetcher.stream(f"{self._base}/tree", offset, length)
@@ -89,6 +88,7 @@ class Repository:
 def open_repository(node: Node, *, built: str | None) -> Iterator[Repository]:
     """Open the node's repository; `built` is the running image's build time, below which no clock is believed."""
     from updater.fetch import Fetcher
+    from updater.trust import Trust
 
     mirrors = mirrors_of(node.config)
     network = node.config.network
@@ -100,8 +100,12 @@ def open_repository(node: Node, *, built: str | None) -> Iterator[Repository]:
         headers=network.headers,
         total_timeout_s=network.total_timeout_s,
     )
-    with node.trust_folder() as folder:
-        yield Repository(_trust(folder, fetcher, node.bootstrap_roots(), node, built), fetcher)
+    floor = utc_time(built) if built else datetime.fromtimestamp(0, tz=UTC)
+    trust = Trust(node.trust, fetcher, bootstrap_roots=node.bootstrap_roots(), now=node.now, time_floor=floor)
+    try:
+        yield Repository(trust, fetcher)
+    finally:
+        fetcher.close()
 
 
 def mirrors_of(config: Config) -> Sequence[str]:
@@ -113,10 +117,3 @@ def mirrors_of(config: Config) -> Sequence[str]:
             reason="no-mirror",
         )
     return config.mirrors
-
-
-def _trust(folder: Path, fetcher: Fetcher, roots: Sequence[Path], node: Node, built: str | None) -> Trust:
-    from updater.trust import Trust
-
-    floor = utc_time(built) if built else datetime.fromtimestamp(0, tz=node.now().tzinfo)
-    return Trust(folder, fetcher, bootstrap_roots=roots, now=node.now, time_floor=floor)

@@ -35,6 +35,7 @@ class Node(Protocol):
     boot: BootBackend
     state: Directory
     esp: Directory
+    trust: Directory
     architecture: str
     image_id: str | None
 
@@ -58,9 +59,6 @@ class Node(Protocol):
 
     def now(self) -> datetime:
         """Return the clock's time in UTC."""
-
-    def trust_folder(self) -> AbstractContextManager[Path]:
-        """Lend the folder of trusted metadata as a real path; what is left there is kept."""
 
     def bootstrap_roots(self) -> Sequence[Path]:
         """Return the trusted roots that came with the running image, oldest first."""

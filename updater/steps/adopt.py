@@ -14,11 +14,11 @@ from updater.steps.session import Session
 from updater.store import utc_text
 
 
-def adopt(session: Session, facts: Facts) -> None:
+def adopt(session: Session, facts: Facts, *, force: bool = False) -> None:
     """Record the running release as proven, from its own disk: superblock, root hash, boot files.
 
-    Only a release that runs from a good, uncounted entry is adopted: a counted one is somebody's trial. Raises
-    EnvironmentFailure when the slot does not verify.
+    Only a release that runs from a good, uncounted entry is adopted, unless `force`: a counted one may be somebody's
+    trial. Raises EnvironmentFailure when the slot does not verify.
     """
     from updater.verity import parse_superblock
 
@@ -26,7 +26,7 @@ def adopt(session: Session, facts: Facts) -> None:
     booted = next((entry for entry in facts.boot.order if entry.name == facts.boot.booted_name), None)
     entries = facts.boot.entries_of(slot)
     judged = booted or (entries[0] if entries else None)
-    if judged is None or judged.slot is not slot or judged.tries_left is not None:
+    if not force and (judged is None or judged.slot is not slot or judged.tries_left is not None):
         raise EnvironmentFailure(
             f"the running slot {slot} is not on record, and its boot entry is "
             f"{judged.name if judged else 'missing'}: it may be a trial, so it is not adopted",

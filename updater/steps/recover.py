@@ -7,10 +7,10 @@ from datetime import timedelta
 
 import msgspec
 
-from updater.errors import EnvironmentFailure, SlotDamaged
+from updater.errors import EnvironmentFailure
 from updater.facts import Facts
-from updater.health_plugin import HealthPlugin, TrialEnd
-from updater.records import Aftermath, Journal, Ledger, Proven, Quarantined, ReleaseRecord, Update
+from updater.health_plugin import Cause, Evidence, FailedTrial, HealthPlugin, Stage
+from updater.records import Aftermath, Journal, Ledger, Proven, Quarantined, ReleaseRecord, Update, VerdictRecord
 from updater.situation import Situation, decide
 from updater.slots import Slot
 from updater.steps.commit import finish_commit, trial_update
@@ -107,7 +107,7 @@ def _end_of_trial(session: Session, facts: Facts, update: Update, health: Health
         msgspec.structs.replace(ledger.without_proven(update.slot).with_quarantined(quarantined), armed=None)
     )
     session.node.boot.withdraw(update.slot)
-    aftermath = Aftermath(release.version, release.root.root_hash, end.checks) if end.checks else None
+    aftermath = Aftermath(release.version, release.root.root_hash, list(end.checks)) if end.checks else None
     session.store.write_journal(Journal(aftermath=aftermath))
     session.record(
         "rolled-back",
@@ -121,46 +121,63 @@ def _end_of_trial(session: Session, facts: Facts, update: Update, health: Health
     )
 
 
-def _judge(session: Session, facts: Facts, update: Update, health: HealthPlugin | None) -> TrialEnd:
-    damage = _damage(session, update.slot, update.release)
-    verdict = update.verdict
+def _judge(session: Session, facts: Facts, update: Update, health: HealthPlugin | None) -> Evidence:
+    damaged_uki, damaged_slot = _damage(session, update.slot, update.release)
+    verdict = _as_evidence(update.verdict) if update.verdict is not None else None
     if health is None:
-        if verdict is not None:
-            return TrialEnd(verdict.stage, verdict.cause, verdict.sentence, list(verdict.checks), verdict.evidence)
-        return TrialEnd("unknown", "none", "the trial ended without a verdict and nothing says why", [], None)
-    return health.judge_end(
+        return verdict or Evidence(Stage.UNKNOWN, Cause.NONE, "the trial ended without a verdict; nothing says why")
+    entry = next(iter(facts.boot.entries_of(update.slot)), None)
+    failed = FailedTrial(
         release=update.release.version,
         root_hash=update.release.root.root_hash,
-        armed_at=update.armed,
+        boot_id=facts.boot_id,
         armed_boot_id=update.armed_boot_id,
         trial_boots=tuple(update.trial_boots),
-        boot_id=facts.boot_id,
+        tries_done=entry.tries_done if entry else None,
+        baseline=update.baseline,
         verdict=verdict,
-        damage=damage,
-        state=session.node.state,
-        limit_bytes=session.node.config.evidence_bytes,
+        damaged_uki=damaged_uki,
+        damaged_slot=damaged_slot,
+    )
+    return health.collect_evidence(failed, session.node.state, limit_bytes=session.node.config.evidence_bytes)
+
+
+def condemned(update: Update) -> VerdictRecord | None:
+    """Return the verdict to roll back that is on record for a trial, if there is one."""
+    verdict = update.verdict
+    return verdict if verdict is not None and verdict.decision == "roll-back" else None
+
+
+def _as_evidence(verdict: VerdictRecord) -> Evidence:
+    return Evidence(
+        Stage(verdict.stage), Cause(verdict.cause), verdict.sentence, tuple(verdict.checks), verdict.evidence
     )
 
 
-def _damage(session: Session, slot: Slot, release: ReleaseRecord) -> tuple[tuple[str, str], ...]:
-    """Return (cause, sentence) for each way in which the slot no longer holds what was proven before arming."""
-    found = []
+def blames_the_image(evidence: Evidence) -> bool:
+    """Tell whether the image failed: a disk that lost what was proven on it says nothing against the image."""
+    return evidence.points_at_release and evidence.cause not in (Cause.DAMAGED_SLOT, Cause.DAMAGED_UKI)
+
+
+def _damage(session: Session, slot: Slot, release: ReleaseRecord) -> tuple[str, str]:
+    """Return what no longer matches its hashes, of the boot files and of the image; empty where all does."""
+    boot_files = image = ""
     try:
         prove_boot_files(session, slot, release)
-    except (SlotDamaged, EnvironmentFailure) as error:
-        found.append(("damaged-uki", error.message))
+    except EnvironmentFailure as error:
+        boot_files = error.message
     try:
         prove_image(session, slot, release)
-    except (SlotDamaged, EnvironmentFailure) as error:
-        found.append(("damaged-slot", error.message))
-    return tuple(found)
+    except EnvironmentFailure as error:
+        image = error.message
+    return boot_files, image
 
 
-def _quarantine(ledger: Ledger, release: ReleaseRecord, end: TrialEnd, session: Session) -> Quarantined:
+def _quarantine(ledger: Ledger, release: ReleaseRecord, end: Evidence, session: Session) -> Quarantined:
     before = ledger.quarantined(release.root.root_hash)
     rounds = before.rounds + 1 if before else 1
     until = None
-    if not end.blames_the_image:
+    if not blames_the_image(end):
         delay_s = min(session.node.config.retry_after_s * 2 ** min(rounds - 1, 20), LONGEST_RETRY_S)
         until = utc_text(session.now() + timedelta(seconds=delay_s))
     return Quarantined(
@@ -172,7 +189,7 @@ def _quarantine(ledger: Ledger, release: ReleaseRecord, end: TrialEnd, session: 
         at=session.stamp(),
         until=until,
         rounds=rounds,
-        checks=end.checks,
+        checks=list(end.checks),
         evidence=end.folder,
     )
 

@@ -18,7 +18,7 @@ from updater.steps.session import Session
 log = logging.getLogger(__name__)
 
 
-def end_trial(session: Session, verdict: VerdictRecord) -> None:
+def end_trial(session: Session, verdict: VerdictRecord, *, reboot: bool = True) -> None:
     """Record the verdict, take all tries from the trial's entry, ask for a reboot.
 
     Neither a full state partition nor an unwritable ESP keeps the node on the failed release: the reboot comes in
@@ -45,7 +45,8 @@ def end_trial(session: Session, verdict: VerdictRecord) -> None:
         session.node.boot.condemn(update.slot)
     except EnvironmentFailure as error:
         log.error("the trial's boot entry could not be condemned, its tries will run out instead: %s", error)
-    session.node.reboot(f"release {update.release.version} is rolled back: {verdict.sentence}")
+    if reboot:
+        session.node.reboot(f"release {update.release.version} is rolled back: {verdict.sentence}")
 
 
 def revert(session: Session, *, why: str) -> Update:

@@ -201,7 +201,7 @@ def _place(session: Session, repository: Repository, plan: Plan, file: FileRecor
             raise Untrusted(
                 f"{file.name} of release {plan.release.version} does not match its manifest "
                 f"({done} bytes, sha256 {digest.hexdigest()[:12]}… instead of {file.sha256[:12]}…), "
-                f"served by {repository.fetcher.name}",
+                f"served by {', '.join(repository.fetcher.mirrors)}",
                 mend="use another mirror; nothing unproven was written",
                 reason="blob-mismatch",
             )

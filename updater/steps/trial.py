@@ -1,56 +1,64 @@
-"""What the health service asks of the engine, on trial boots and on all others."""
+"""The engine as the health service sees it, on trial boots and on all others."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import msgspec
 
 from updater.config import Health
-from updater.records import Aftermath, Journal, VerdictRecord
+from updater.errors import EnvironmentFailure
+from updater.files import Directory
+from updater.health_plugin import Aftermath, Evidence, Trial
+from updater.records import VerdictRecord
 from updater.situation import Situation, decide
-from updater.slots import Slot
 from updater.steps.commit import commit, healthy_boot, trial_update
+from updater.steps.recover import condemned
 from updater.steps.roll_back import end_trial
 from updater.steps.session import Session
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """A trial boot that waits for its verdict."""
-
-    release: str
-    slot: Slot
-    try_number: int
-    baseline: dict[str, Any] | None
-    settings: Health
-    condemned: VerdictRecord | None
-
-
 class TrialEngine:
-    """Acts on verdicts; every method may be called again after a cut."""
+    """A `health_plugin.HealthEngine` on one machine; every act takes the node's lock and may be repeated."""
 
     def __init__(self, session: Session) -> None:
-        """Work on one session, under the node's lock for each act."""
+        """Work on one session."""
         self._session = session
 
+    @property
+    def settings(self) -> Health:
+        """Return how a trial is judged."""
+        return self._session.node.config.health
+
+    @property
+    def state(self) -> Directory:
+        """Return the updater's state folder."""
+        return self._session.node.state
+
     def trial(self) -> Trial | None:
-        """Return the trial that this boot is, None on any other boot."""
+        """Return the trial that this boot is, None on any other boot.
+
+        A trial whose verdict was to roll back, but which boots again because its entry could not be written, is
+        rolled back at once.
+        """
         facts = self._session.facts()
         update = trial_update(facts)
         if decide(facts) is not Situation.TRIAL or update is None:
             return None
+        verdict = condemned(update)
+        if verdict is not None:
+            with self._session.node.lock():
+                end_trial(self._session, verdict)
         return Trial(
             release=update.release.version,
+            root_hash=update.release.root.root_hash,
             slot=update.slot,
             try_number=max(1, len(update.trial_boots)),
+            tries=update.tries,
             baseline=update.baseline,
-            settings=self._session.node.config.health,
-            condemned=update.verdict if update.verdict and update.verdict.decision == "roll-back" else None,
         )
 
     def commit(self, reason: str, sentence: str) -> None:
@@ -58,19 +66,18 @@ class TrialEngine:
         with self._session.node.lock():
             commit(self._session, reason=reason, sentence=sentence)
 
-    def roll_back(
-        self, reason: str, sentence: str, *, checks: list[str], cause: str = "check", evidence: str | None = None
-    ) -> None:
-        """Record the verdict, end the trial, reboot."""
+    def roll_back(self, reason: str, sentence: str, evidence: Evidence) -> None:
+        """Record the verdict, condemn the entry, ask for a reboot, even if nothing is writable."""
         verdict = VerdictRecord(
             "roll-back",
             reason,
             sentence,
             self._session.stamp(),
             self._session.node.boot_id(),
-            checks=checks,
-            cause=cause,
-            evidence=evidence,
+            checks=list(evidence.checks),
+            stage=evidence.stage.value,
+            cause=evidence.cause.value,
+            evidence=evidence.folder,
         )
         with self._session.node.lock():
             end_trial(self._session, verdict)
@@ -80,10 +87,10 @@ class TrialEngine:
         with self._session.node.lock():
             healthy_boot(self._session)
 
-    def unhealthy_boot(self, checks: list[str]) -> str:
-        """Say what to do about an unhealthy boot that is no trial: `reboot` or `stay`.
+    def unhealthy_boot(self, sentence: str, checks: tuple[str, ...]) -> Literal["reboot", "stay"]:
+        """Record that a proven release is unhealthy; reboot where the loader then comes nearer to the other one.
 
-        A reboot helps only where the running entry is counted, so that the loader ends up at the other, proven slot.
+        That is so only where the running entry is counted: its tries run out, and the other, proven slot boots.
         """
         facts = self._session.facts()
         slot = facts.running.slot
@@ -91,59 +98,52 @@ class TrialEngine:
         other_boots = facts.ledger.proven_in(slot.other) is not None and any(
             not entry.is_bad for entry in facts.boot.entries_of(slot.other)
         )
-        decision = "reboot" if counted and other_boots else "stay"
+        decision: Literal["reboot", "stay"] = "reboot" if counted and other_boots else "stay"
         self._session.record(
             "unhealthy",
-            f"release {facts.running.version} did not become healthy ({', '.join(checks)}); "
-            + (
-                "it reboots for another try" if decision == "reboot" else "nothing proven is left to go to, so it stays"
-            ),
+            f"release {facts.running.version} is not healthy: {sentence}; "
+            + ("it reboots for another try" if decision == "reboot" else "nothing else proven could boot, so it stays"),
             version=facts.running.version,
             slot=slot,
         )
+        if decision == "reboot":
+            self._session.node.reboot(f"release {facts.running.version} is not healthy: {sentence}")
         return decision
-
-    def reboot(self, why: str) -> None:
-        """Ask for a reboot."""
-        self._session.node.reboot(why)
 
     def aftermath(self) -> Aftermath | None:
         """Return the rolled-back trial whose checks the old release has not run yet."""
-        return self._session.store.journal().aftermath
+        found = self._session.store.journal().aftermath
+        return Aftermath(found.version, found.root_hash, tuple(found.checks)) if found is not None else None
 
-    def close_aftermath(self, *, failing_here_too: list[str]) -> None:
-        """Settle who was to blame: checks that fail on the old release as well clear the new one."""
+    def clear_blame(self, aftermath: Aftermath, sentence: str) -> None:
+        """Clear the image of blame: the old release fails the same checks, so it may be tried again at once."""
         with self._session.node.lock():
-            journal = self._session.store.journal()
-            aftermath = journal.aftermath
-            if aftermath is None:
-                return
             ledger = self._session.store.ledger()
-            if ledger is not None and set(aftermath.checks) <= set(failing_here_too):
-                found = ledger.quarantined(aftermath.root_hash)
-                if found is not None:
-                    cleared = msgspec.structs.replace(
-                        found,
-                        cause="none",
-                        until=self._session.stamp(),
-                        sentence=f"{found.sentence}; cleared of blame: the old release fails the same "
-                        f"({', '.join(failing_here_too)})",
-                    )
-                    self._session.store.write_ledger(ledger.with_quarantined(cleared))
-                    self._session.record(
-                        "cleared",
-                        f"release {aftermath.version} is cleared of blame: the old release fails the same checks "
-                        f"({', '.join(failing_here_too)})",
-                        version=aftermath.version,
-                    )
-            self._session.store.write_journal(msgspec.structs.replace(journal, aftermath=None))
+            found = ledger.quarantined(aftermath.root_hash) if ledger else None
+            if ledger is not None and found is not None:
+                cleared = msgspec.structs.replace(
+                    found,
+                    cause="none",
+                    until=self._session.stamp(),
+                    sentence=f"{found.sentence}; cleared of blame: {sentence}",
+                )
+                self._session.store.write_ledger(ledger.with_quarantined(cleared))
+            self._close(aftermath, "cleared", f"release {aftermath.release} is cleared of blame: {sentence}")
 
-    def note_unhealthy_after_commit(self, sentence: str) -> None:
-        """Put on record that a committed release turned unhealthy while it was still watched."""
-        facts = self._session.facts()
-        self._session.record("unhealthy-after-commit", sentence, version=facts.running.version, slot=facts.running.slot)
+    def keep_blame(self, aftermath: Aftermath, sentence: str) -> None:
+        """Close the aftermath: the old release passes checks that the image failed."""
+        with self._session.node.lock():
+            self._close(aftermath, "blamed", f"release {aftermath.release} stays quarantined: {sentence}")
 
+    def report(self, event: str, sentence: str, checks: tuple[str, ...]) -> None:
+        """Write a line of history about health; a full disk is told in the log."""
+        try:
+            running = self._session.node.running()
+            self._session.record(event, sentence, version=running.version, slot=running.slot)
+        except EnvironmentFailure as error:
+            log.error("%s: %s (not recorded: %s)", event, sentence, error)
 
-def idle_journal(journal: Journal) -> bool:
-    """Tell whether nothing is under way."""
-    return journal.phase == "idle" and journal.update is None
+    def _close(self, aftermath: Aftermath, event: str, sentence: str) -> None:
+        journal = self._session.store.journal()
+        self._session.store.write_journal(msgspec.structs.replace(journal, aftermath=None))
+        self._session.record(event, sentence, version=aftermath.release)

@@ -1,0 +1,285 @@
+"""The commands that look: status, history, explain, check, plan."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from updater.boot.protocol import Entry
+from updater.cli.output import Report
+from updater.errors import ExitCode, NetworkFailure, NothingToDo, UpdaterError
+from updater.explain import Outlook
+from updater.explain import explain as explained
+from updater.facts import Facts
+from updater.plan import Plan, sizes
+from updater.policy import holding, quarantine_sentence
+from updater.repository import Repository, open_repository
+from updater.situation import Situation, decide
+from updater.slots import Slot
+from updater.steps.session import Session
+from updater.steps.stage import plan_stage, refuse_in_situation
+from updater.store import utc_text
+
+if TYPE_CHECKING:
+    from updater.trust import EpochReset
+
+
+def status(args: argparse.Namespace, session: Session) -> Report:
+    """Show where the machine stands."""
+    facts = session.facts()
+    data = status_data(facts)
+    situation = decide(facts)
+    running, other = facts.running, facts.running.slot.other
+    proven = facts.ledger.proven_in(other)
+    lines = [
+        f"running   slot {running.slot}: release {running.version}  {running.root_hash[:16]}…",
+        f"other     slot {other}: " + (f"release {proven.release.version}, proven" if proven else "nothing proven"),
+        f"state     {situation.value}: {_sentence(facts, situation)}",
+    ]
+    if facts.policy.pin:
+        lines.append(f"pinned    to release {facts.policy.pin}")
+    if holding(facts.policy, facts.now):
+        lines.append(f"on hold   until {facts.policy.held_until or 'unhold'}  {facts.policy.hold_why}".rstrip())
+    for item in facts.ledger.quarantine:
+        lines.append(f"bad here  {quarantine_sentence(item)}")
+    marks = [f"{entry.name}{' (next)' if entry.name == facts.boot.next_name else ''}" for entry in facts.boot.order]
+    lines.append(f"loader    {facts.boot.loader or 'systemd-boot'}: {' · '.join(marks) or 'no entries'}")
+    lines += [f"obstacle  {obstacle}" for obstacle in facts.boot.obstacles]
+    lines += [f"note      {note}" for note in (*facts.boot.notes, *facts.notes)]
+    return Report(data, lines)
+
+
+def status_data(facts: Facts) -> dict[str, Any]:
+    """Return the status document (docs/status.md describes its keys)."""
+    update = facts.journal.update
+    other = facts.running.slot.other
+    proven = facts.ledger.proven_in(other)
+    verdict = update.verdict if update else None
+    last = facts.ledger.quarantine[-1] if facts.ledger.quarantine else None
+    following = facts.boot.next_entry
+    return {
+        "format": 1,
+        "live": facts.live,
+        "situation": decide(facts).value,
+        "phase": facts.journal.phase,
+        "running": {
+            "slot": facts.running.slot.value,
+            "release": facts.running.version,
+            "root_hash": facts.running.root_hash,
+        },
+        "other": {
+            "slot": other.value,
+            "release": proven.release.version if proven else None,
+            "proven": proven is not None,
+            "root_hash": facts.other_root_hash,
+        },
+        "target": (
+            {
+                "release": update.release.version,
+                "slot": update.slot.value,
+                "root_hash": update.release.root.root_hash,
+                "staged": update.staged,
+                "armed": update.armed,
+                "trial_boots": len(update.trial_boots),
+                "tries": update.tries,
+            }
+            if update
+            else None
+        ),
+        "verdict": msgspec.to_builtins(verdict) if verdict else None,
+        "reason": msgspec.to_builtins(last) if last else None,
+        "quarantine": msgspec.to_builtins(facts.ledger.quarantine),
+        "proven": [
+            {"slot": item.slot.value, "release": item.release.version, "how": item.how, "at": item.at}
+            for item in facts.ledger.proven
+        ],
+        "floor": facts.ledger.floor,
+        "policy": {
+            "pin": facts.policy.pin,
+            "channel": facts.policy.channel,
+            "held": holding(facts.policy, facts.now),
+            "held_until": facts.policy.held_until,
+        },
+        "boot": {
+            "loader": facts.boot.loader,
+            "booted": facts.boot.booted_name,
+            "entries": [_entry(entry) for entry in facts.boot.order],
+            "next": following.slot.value if following and following.slot else None,
+            "next_entry": facts.boot.next_name,
+            "obstacles": list(facts.boot.obstacles),
+        },
+        "boot_id": facts.boot_id,
+        "notes": [*facts.boot.notes, *facts.notes],
+    }
+
+
+def history(args: argparse.Namespace, session: Session) -> Report:
+    """List what happened."""
+    events = session.store.history()[-max(args.last, 0) :]
+    lines = [f"{event.at}  {event.event:<15} {event.sentence}" for event in events]
+    return Report({"format": 1, "events": msgspec.to_builtins(events)}, lines or ["nothing has happened yet"])
+
+
+def check(args: argparse.Namespace, session: Session) -> Report:
+    """Renew the metadata and tell what is to be installed."""
+    facts = session.facts()
+    with open_repository(session.node, built=built(facts)) as repository:
+        accepted = repository.refresh()
+        follow_floor_reset(session, facts, accepted.epoch_reset)
+        facts = session.facts()
+        refuse_in_situation(facts)
+        plan, _ = plan_stage(session, repository, facts, to=None)
+    version = plan.release.version
+    return Report(
+        {"format": 1, "available": version, "running": facts.running.version, "why": plan.target.why},
+        [f"release {version} is to be installed: {plan.target.why}; release {facts.running.version} runs"],
+    )
+
+
+def plan(args: argparse.Namespace, session: Session) -> Report:
+    """Show the plan of a stage."""
+    facts = session.facts()
+    refuse_in_situation(facts)
+    with open_repository(session.node, built=built(facts)) as repository:
+        repository.refresh()
+        made, _ = plan_stage(session, repository, facts, to=args.to)
+    return plan_report(made)
+
+
+def plan_report(made: Plan) -> Report:
+    """Return a plan as data and as lines."""
+    possible = all(item.holds for item in made.checks)
+    lines = [
+        f"release {made.release.version} into slot {made.slot}, beside release {made.from_version} in slot "
+        f"{made.from_slot}: {made.target.why}",
+        f"fetches at most {sizes(made.download_bytes_at_most)}; what the slot holds already is not fetched again",
+    ]
+    for item in made.checks:
+        mark = "fits" if item.holds else "DOES NOT FIT"
+        lines.append(f"{item.name}: {sizes(item.needed_bytes)} of {sizes(item.available_bytes)}: {mark}")
+    lines += [f"{number}. {name}: {sentence}" for number, (name, sentence) in enumerate(made.steps, 1)]
+    data = {
+        "format": 1,
+        "release": made.release.version,
+        "deliberate": made.target.deliberate,
+        "why": made.target.why,
+        "from": {"release": made.from_version, "slot": made.from_slot.value},
+        "slot": made.slot.value,
+        "possible": possible,
+        "download_bytes_at_most": made.download_bytes_at_most,
+        "checks": [
+            {
+                "name": item.name,
+                "needed_bytes": item.needed_bytes,
+                "available_bytes": item.available_bytes,
+                "holds": item.holds,
+            }
+            for item in made.checks
+        ],
+        "steps": [{"name": name, "does": sentence} for name, sentence in made.steps],
+    }
+    return Report(data, lines, ExitCode.DONE if possible else ExitCode.ENVIRONMENT)
+
+
+def explain(args: argparse.Namespace, session: Session) -> Report:
+    """Tell why this node is not on the newest release."""
+    facts = session.facts()
+    told = explained(facts, _outlook(args, session, facts))
+    return Report(
+        {
+            "format": 1,
+            "sentence": told.sentence,
+            "reason": told.reason,
+            "details": list(told.details),
+            "running": facts.running.version,
+        },
+        [told.sentence, *(f"  - {line}" for line in told.details)],
+    )
+
+
+def built(facts: Facts) -> str | None:
+    """Return the running image's build time, the earliest that a clock can truly show."""
+    proven = facts.ledger.proven_in(facts.running.slot)
+    return proven.release.built if proven else None
+
+
+def follow_floor_reset(session: Session, facts: Facts, reset: EpochReset | None) -> None:
+    """Take over a floor that the trusted root resets, once for each root version that carries one."""
+    if reset is None or reset.root_version <= facts.ledger.floor_root_version:
+        return
+    session.store.write_ledger(
+        msgspec.structs.replace(facts.ledger, floor=reset.floor, floor_root_version=reset.root_version)
+    )
+    session.record(
+        "floor-reset", f"trusted root {reset.root_version} sets the floor of security epochs to {reset.floor}"
+    )
+
+
+def _outlook(args: argparse.Namespace, session: Session, facts: Facts) -> Outlook:
+    offered = target = None
+    refusal: UpdaterError | None = None
+    trouble: UpdaterError | None = None
+    accepted = ""
+    try:
+        with open_repository(session.node, built=built(facts)) as repository:
+            if not args.offline:
+                try:
+                    repository.refresh()
+                except UpdaterError as error:
+                    trouble = error
+            try:
+                accepted = _accepted_sentence(repository)
+                offered = repository.offered(facts.policy.channel or session.node.config.channel)
+                made, _ = plan_stage(session, repository, facts, to=None)
+                made.refuse_unless_possible()
+                target = made.release.version
+            except UpdaterError as error:
+                refusal = None if trouble is not None and isinstance(error, NetworkFailure) else error
+    except UpdaterError as error:
+        trouble = trouble or error
+    if trouble is not None and refusal is not None and not isinstance(refusal, NothingToDo):
+        # Without renewed metadata the cached offer is no reason to call the node up to date, nor to blame policy.
+        refusal = refusal if refusal.reason in ("quarantined", "held", "withdrawn") else None
+    return Outlook(offered, target, refusal, accepted, trouble)
+
+
+def _accepted_sentence(repository: Repository) -> str:
+    known = repository.trust.status()
+    if known.accepted is None:
+        return "no metadata was accepted yet"
+    versions = ", ".join(f"{role} {version}" for role, version in known.accepted.versions.items())
+    until = utc_text(known.accepted.expires)
+    state = f"expired {until}" if known.expired else f"valid until {until}"
+    return f"metadata accepted {utc_text(known.accepted.refreshed)} from {known.accepted.mirror} ({versions}), {state}"
+
+
+def _sentence(facts: Facts, situation: Situation) -> str:
+    update = facts.journal.update
+    version = update.release.version if update else ""
+    slot: Slot | None = update.slot if update else None
+    return {
+        Situation.IDLE: "nothing is under way",
+        Situation.STAGING: f"staging release {version} was interrupted; `acl-updater stage` resumes it",
+        Situation.STAGED: f"release {version} is staged in slot {slot}; `acl-updater finalize` arms it",
+        Situation.ARMED: f"the next boot tries release {version} in slot {slot}",
+        Situation.TRIAL: f"release {facts.running.version} is on trial and waits for its verdict",
+        Situation.COMMITTING: f"the commit of release {version} is being finished",
+        Situation.FELL_BACK: f"the trial of release {version} failed; the node's service puts that on record",
+        Situation.REVERTING: f"the next boot goes back to release {version} in slot {slot}",
+        Situation.REVERTED: f"release {version} runs again",
+        Situation.ROTTED: "the committed release stopped booting; the older one runs",
+        Situation.UNPROVEN: "no record says that the running release is proven",
+    }[situation]
+
+
+def _entry(entry: Entry) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "slot": entry.slot.value if entry.slot else None,
+        "release": entry.version,
+        "generation": entry.generation,
+        "tries_left": entry.tries_left,
+        "tries_done": entry.tries_done,
+    }

@@ -1,0 +1,203 @@
+"""The commands that change what boots: stage, finalize, update, commit, rollback, cancel, recover."""
+
+from __future__ import annotations
+
+import argparse
+
+from updater.cli.looking import built, follow_floor_reset, plan_report, status_data
+from updater.cli.output import Report
+from updater.errors import NetworkFailure, NothingToDo, Refused, UpdaterError
+from updater.health_plugin import HealthPlugin, find_health_plugin
+from updater.records import Update, VerdictRecord
+from updater.repository import Repository, open_repository
+from updater.situation import Situation, decide
+from updater.steps import adopt as adopting
+from updater.steps import cancel as cancelling
+from updater.steps import commit as committing
+from updater.steps import finalize as finalizing
+from updater.steps import recover as recovering
+from updater.steps import roll_back
+from updater.steps import stage as staging
+from updater.steps.session import Session
+
+
+def stage(args: argparse.Namespace, session: Session) -> Report:
+    """Stage a release."""
+    recovering.recover(session, _health(session))
+    with open_repository(session.node, built=built(session.facts())) as repository:
+        _refresh(session, repository)
+        made = staging.stage(session, repository, to=args.to)
+    report = plan_report(made)
+    return Report(
+        {**report.data, "staged": True},
+        [f"release {made.release.version} is staged in slot {made.slot}; `acl-updater finalize` arms it"],
+    )
+
+
+def finalize(args: argparse.Namespace, session: Session) -> Report:
+    """Arm the staged release."""
+    recovering.recover(session, _health(session))
+    update = _finalize(session, just_proven=False)
+    return Report(_armed(update), [_armed_line(session, update)])
+
+
+def update(args: argparse.Namespace, session: Session) -> Report:
+    """Do all that is still to be done, the reboot included."""
+    try:
+        return _update(args, session)
+    except (NothingToDo, Refused) as error:
+        if not args.automatic:
+            raise
+        return Report({"format": 1, "done": False, "reason": error.reason, "sentence": error.message}, [str(error)])
+
+
+def commit(args: argparse.Namespace, session: Session) -> Report:
+    """Commit the release on trial by hand."""
+    _refuse_on_image(session, "commit")
+    health = _health(session)
+    recovering.recover(session, health)
+    facts = session.facts()
+    if decide(facts) is Situation.UNPROVEN and args.force:
+        adopting.adopt(session, facts, force=True)
+        return Report({"format": 1, "adopted": facts.running.version}, [f"release {facts.running.version} is adopted"])
+    if decide(facts) is Situation.TRIAL and not args.force and health is not None:
+        failing = health.failing_checks(session.node.config.health)
+        if failing:
+            raise Refused(
+                f"release {facts.running.version} is not healthy: {', '.join(failing)}",
+                mend="see `acl-updater health run`; `--force` commits all the same",
+                reason="unhealthy",
+            )
+    committing.commit(session, reason="operator", sentence="an operator committed it")
+    return Report(
+        {"format": 1, "committed": facts.running.version}, [f"release {facts.running.version} is the default now"]
+    )
+
+
+def rollback(args: argparse.Namespace, session: Session) -> Report:
+    """End the trial, or go back to the other slot's proven release."""
+    recovering.recover(session, _health(session))
+    facts = session.facts()
+    if decide(facts) is Situation.TRIAL:
+        verdict = VerdictRecord(
+            "roll-back",
+            "operator",
+            f"an operator ended the trial: {args.reason}",
+            session.stamp(),
+            facts.boot_id,
+            stage="operator",
+            cause="operator",
+        )
+        roll_back.end_trial(session, verdict, reboot=not args.no_reboot)
+        return Report({"format": 1, "ended_trial_of": facts.running.version}, ["the trial is ended"])
+    going = roll_back.revert(session, why=args.reason)
+    sentence = f"the next boot goes back to release {going.release.version} in slot {going.slot}"
+    if session.node.live and not args.no_reboot:
+        session.node.reboot(f"an operator rolls back: {args.reason}")
+    return Report({"format": 1, "to": going.release.version, "slot": going.slot.value}, [sentence])
+
+
+def cancel(args: argparse.Namespace, session: Session) -> Report:
+    """Drop what is staged or armed."""
+    recovering.recover(session, _health(session))
+    sentence = cancelling.cancel(session)
+    return Report({"format": 1, "cancelled": True, "sentence": sentence}, [sentence])
+
+
+def recover(args: argparse.Namespace, session: Session) -> Report:
+    """Finish what was interrupted."""
+    situation = recovering.recover(session, _health(session))
+    return Report(status_data(session.facts()), [f"this node is {situation.value}"])
+
+
+def _update(args: argparse.Namespace, session: Session) -> Report:
+    situation = recovering.recover(session, _health(session))
+    facts = session.facts()
+    pending = facts.journal.update
+    with open_repository(session.node, built=built(facts)) as repository:
+        if situation is Situation.ARMED and pending is not None:
+            _drop_if_withdrawn(session, repository, pending)
+            return _reboot(args, session, pending)
+        _refresh(session, repository)
+        just_proven = False
+        try:
+            staging.stage(session, repository, to=args.to)
+            just_proven = True
+        except NothingToDo as error:
+            if error.reason != "already-staged":
+                raise
+        done = _finalize(session, just_proven=just_proven, repository=repository)
+    return _reboot(args, session, done)
+
+
+def _reboot(args: argparse.Namespace, session: Session, update: Update) -> Report:
+    line = _armed_line(session, update)
+    if session.node.live and not args.no_reboot and session.node.config.reboot == "immediate":
+        session.node.reboot(f"the trial of release {update.release.version}")
+        line = f"release {update.release.version} is armed; this node reboots into its trial now"
+    return Report(_armed(update), [line])
+
+
+def _finalize(session: Session, *, just_proven: bool, repository: Repository | None = None) -> Update:
+    if repository is not None:
+        return finalizing.finalize(
+            session, repository=repository, health=_health(session), slot_was_just_proven=just_proven
+        )
+    if not session.node.config.mirrors:
+        return finalizing.finalize(session, repository=None, health=_health(session))
+    with open_repository(session.node, built=built(session.facts())) as opened:
+        try:
+            _refresh(session, opened)
+        except NetworkFailure as error:
+            # An unreachable mirror does not keep a proven release from its trial; what was accepted last decides.
+            session.record("offline", f"the metadata could not be renewed: {error.message}")
+        return finalizing.finalize(session, repository=opened, health=_health(session))
+
+
+def _refresh(session: Session, repository: Repository) -> None:
+    accepted = repository.refresh()
+    follow_floor_reset(session, session.facts(), accepted.epoch_reset)
+
+
+def _drop_if_withdrawn(session: Session, repository: Repository, update: Update) -> None:
+    try:
+        _refresh(session, repository)
+        withdrawn = repository.withdrawn()
+    except UpdaterError as error:
+        session.record("offline", f"the metadata could not be renewed: {error.message}")
+        return
+    for item in withdrawn.releases:
+        if item.version == update.release.version:
+            sentence = cancelling.cancel(session, why=f"it was withdrawn: {item.why}")
+            raise Refused(sentence, mend="wait for the next release", reason="withdrawn")
+
+
+def _armed(update: Update) -> dict[str, object]:
+    return {
+        "format": 1,
+        "done": True,
+        "armed": update.release.version,
+        "slot": update.slot.value,
+        "tries": update.tries,
+        "fallback": {"release": update.from_version, "slot": update.from_slot.value},
+    }
+
+
+def _armed_line(session: Session, update: Update) -> str:
+    return (
+        f"release {update.release.version} in slot {update.slot} is armed: the next boot tries it, at most "
+        f"{update.tries} times; release {update.from_version} is the fallback"
+    )
+
+
+def _health(session: Session) -> HealthPlugin | None:
+    return find_health_plugin() if session.node.live else None
+
+
+def _refuse_on_image(session: Session, verb: str) -> None:
+    if not session.node.live:
+        raise Refused(
+            f"{verb} is for a running machine: a disk image cannot show that its release is healthy",
+            mend="boot it: its own service judges the trial",
+            reason="not-live",
+        )

@@ -1,0 +1,84 @@
+"""A disk read through its layout: which partition is which slot's, and what its PARTUUIDs say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+from uuid import UUID
+
+from updater.errors import EnvironmentFailure
+from updater.gpt import Gpt, Partition
+from updater.layouts import Layout, LayoutPartition
+from updater.slots import Slot
+
+
+class LayoutDisk:
+    """The partitions of one disk, found by the labels of its layout.
+
+    Raises EnvironmentFailure naming disk and label when a partition is missing, bears the wrong type, or stands twice.
+    """
+
+    def __init__(self, disk_name: str, layout: Layout, read_gpt: Callable[[], Gpt]) -> None:
+        """Match the table that `read_gpt` returns with the layout."""
+        self._name = disk_name
+        self._layout = layout
+        self._read_gpt = read_gpt
+        table = read_gpt()
+        self._numbers = {wanted.label: self._find(table, wanted).number for wanted in layout.partitions}
+
+    def partition(
+        self, role: Literal["esp", "data", "hash", "signature", "state"], slot: Slot | None = None
+    ) -> Partition:
+        """Return a partition as the disk's table describes it now."""
+        number = self._numbers[self._layout.partition(role, slot).label]
+        return next(found for found in self._read_gpt().partitions if found.number == number)
+
+    def slot_of(self, number: int) -> Slot | None:
+        """Return the slot that a partition belongs to."""
+        for wanted in self._layout.partitions:
+            if self._numbers[wanted.label] == number:
+                return wanted.slot
+        return None
+
+    def root_hash_in(self, slot: Slot) -> str | None:
+        """Return the root hash that the slot's two PARTUUIDs spell, None where the layout does not make them so."""
+        data, tree = self._layout.partition("data", slot), self._layout.partition("hash", slot)
+        if (data.partuuid, tree.partuuid) != ("root-hash-head", "root-hash-tail"):
+            return None
+        return self.partition("data", slot).unique_guid.hex + self.partition("hash", slot).unique_guid.hex
+
+    def labelled(self, slot: Slot, root_hash: str) -> Gpt | None:
+        """Return the table with the slot's PARTUUIDs for `root_hash`, None when they are so already in both copies."""
+        table = self._read_gpt()
+        changed = table
+        for role in ("data", "hash"):
+            wanted = self._layout.partition("data" if role == "data" else "hash", slot)
+            uuid = wanted.partuuid_for(root_hash)
+            if uuid is not None and self._current(changed, wanted) != uuid:
+                changed = changed.with_partition(self._numbers[wanted.label], unique_guid=uuid)
+        if changed == table and table.primary_ok and table.backup_ok:
+            return None
+        return changed
+
+    def _current(self, table: Gpt, wanted: LayoutPartition) -> UUID:
+        number = self._numbers[wanted.label]
+        return next(found.unique_guid for found in table.partitions if found.number == number)
+
+    def _find(self, table: Gpt, wanted: LayoutPartition) -> Partition:
+        found = [partition for partition in table.partitions if partition.name == wanted.label]
+        if len(found) != 1:
+            raise EnvironmentFailure(
+                f"{self._name} has {len(found)} partitions labelled {wanted.label!r}, the layout {self._layout.name} "
+                "has one",
+                mend="name the layout of this disk in the configuration (`layout:`), or mend the label",
+                reason="layout-mismatch",
+            )
+        (partition,) = found
+        if partition.type_guid != UUID(wanted.type_guid):
+            raise EnvironmentFailure(
+                f"partition {partition.number} ({wanted.label}) of {self._name} has type {partition.type_guid}, the "
+                f"layout {self._layout.name} says {wanted.type_guid}",
+                mend="name the layout of this disk in the configuration (`layout:`)",
+                reason="layout-mismatch",
+            )
+        return partition

@@ -1,0 +1,165 @@
+"""A disk image in a plain file, updated without root and without a loop device."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+import tempfile
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Literal
+
+from updater.blocks import Blocks
+from updater.boot.systemd_boot import SystemdBoot
+from updater.config import Config
+from updater.efivars import EfiVariables, FileEfiVariables, NoEfiVariables
+from updater.errors import EnvironmentFailure, Refused
+from updater.ext4image import Ext4Image
+from updater.fatimage import FatImage
+from updater.files import Below, Directory
+from updater.gpt import Gpt, parse
+from updater.layouts import Layout
+from updater.node.disk import LayoutDisk
+from updater.node.protocol import Running
+from updater.partition import FileBlocks, WholeDisk
+from updater.slots import Slot
+from updater.store import Store
+
+STATE_FOLDER = "lib/acl-updater"
+
+
+class ImageNode:
+    """A `Node` in a disk image: its running slot is the one that the loader's model would boot."""
+
+    live = False
+    image_id: str | None = None
+
+    def __init__(self, image: Path, layout: Layout, config: Config, *, efi_vars: Path | None = None) -> None:
+        """Open `image`; raise EnvironmentFailure when it does not hold the layout."""
+        if not image.is_file():
+            raise EnvironmentFailure(f"there is no disk image {image}", mend="give its path", reason="no-disk")
+        self.layout = layout
+        self.config = config
+        self.architecture = layout.architecture
+        self._image = image
+        self._disk = LayoutDisk(str(image), layout, self._table)
+        esp = self._disk.partition("esp")
+        state = self._disk.partition("state")
+        self.esp: Directory = FatImage(image, offset_bytes=esp.offset_bytes, length_bytes=esp.length_bytes)
+        self.state: Directory = Ext4Image(
+            image, offset_bytes=state.offset_bytes, length_bytes=state.length_bytes, base=STATE_FOLDER, writable=True
+        )
+        self.trust: Directory = Below(self.state, "trust")
+        efi: EfiVariables = (
+            FileEfiVariables(efi_vars) if efi_vars is not None else NoEfiVariables("no --efi-vars was given")
+        )
+        self.boot = SystemdBoot(self.esp, efi, part_uuid=esp.unique_guid)
+
+    def __enter__(self) -> ImageNode:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        return None
+
+    def running(self) -> Running:
+        """Return the slot that would boot now; with a trial armed that is the trial."""
+        entry = self.boot.read().next_entry
+        if entry is None or entry.slot is None:
+            raise EnvironmentFailure(
+                f"the loader of {self._image} would boot nothing of ours",
+                mend="see its /loader/entries",
+                reason="no-entry",
+            )
+        slot = entry.slot
+        return Running(slot, self.root_hash_in(slot) or self._recorded_root_hash(slot), entry.version)
+
+    def _recorded_root_hash(self, slot: Slot) -> str:
+        ledger = Store(self.state, self.esp, self.now, read_only=True).ledger()
+        proven = ledger.proven_in(slot) if ledger else None
+        return proven.release.root.root_hash if proven else ""
+
+    def root_hash_in(self, slot: Slot) -> str | None:
+        return self._disk.root_hash_in(slot)
+
+    def blocks(self, slot: Slot, role: Literal["data", "hash"], *, writable: bool = False) -> Blocks:
+        if writable and slot is self.running().slot:
+            raise Refused(
+                f"slot {slot} is the running one and is never written",
+                mend="write the other slot",
+                reason="running-slot",
+            )
+        partition = self._disk.partition(role, slot)
+        return FileBlocks(
+            self._image,
+            offset_bytes=partition.offset_bytes,
+            length_bytes=partition.length_bytes,
+            name=f"{self._image} partition {partition.number} (slot {slot}, {role})",
+            writable=writable,
+        )
+
+    def label_slot(self, slot: Slot, root_hash: str) -> None:
+        changed = self._disk.labelled(slot, root_hash)
+        if changed is not None:
+            self._write_table(changed)
+
+    def mend_gpt(self) -> bool:
+        table = self._table()
+        if table.primary_ok and table.backup_ok:
+            return False
+        self._write_table(table)
+        return True
+
+    def boot_id(self) -> str:
+        return ""
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def bootstrap_roots(self) -> Sequence[Path]:
+        """Return the roots named by the configuration: the image's own lie inside a file system that is not mounted."""
+        folder = self.config.trusted_roots
+        return sorted(Path(folder).glob("*.root.json")) if folder else []
+
+    @contextlib.contextmanager
+    def scratch_folder(self) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix="acl-updater-") as folder:
+            yield Path(folder)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Lock the image as QEMU does, so that no machine runs from it and no second updater writes it."""
+        with self._image.open("r+b") as file:
+            _lock_whole(file, self._image)
+            yield
+
+    def reboot(self, why: str) -> None:
+        return None
+
+    def notes(self) -> tuple[str, ...]:
+        return ("this is a disk image: the running slot is the one that its loader would boot",)
+
+    def _table(self) -> Gpt:
+        with WholeDisk(self._image) as disk:
+            return parse(disk.read, disk.length_bytes, disk.sector_bytes)
+
+    def _write_table(self, table: Gpt) -> None:
+        from updater.partition import write_table
+
+        with WholeDisk(self._image, writable=True) as disk:
+            write_table(disk, table)
+
+
+def _lock_whole(file: IO[bytes], image: Path) -> None:
+    # Open-file-description locks over the whole file conflict with those that QEMU holds on single bytes of it.
+    request = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    try:
+        fcntl.fcntl(file.fileno(), fcntl.F_OFD_SETLK, request)
+    except OSError as error:
+        raise Refused(
+            f"{image} is in use: a machine runs from it, or another updater works on it",
+            mend="power the machine off, or wait for the other updater",
+            reason="busy",
+        ) from error

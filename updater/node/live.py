@@ -1,0 +1,207 @@
+"""The machine that this program runs on."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from updater.blocks import Blocks
+from updater.boot.systemd_boot import SystemdBoot
+from updater.config import Config
+from updater.devices import LiveRoot, discover_live_root, mounted_esp
+from updater.efivars import LiveEfiVariables
+from updater.errors import EnvironmentFailure, Refused
+from updater.files import Below, Directory, MountedDirectory, explained
+from updater.gpt import Gpt, parse
+from updater.layouts import Layout
+from updater.node.disk import LayoutDisk
+from updater.node.protocol import Running
+from updater.partition import FileBlocks, WholeDisk, write_table
+from updater.run import run
+from updater.slots import Slot
+
+STATE = Path("/var/lib/acl-updater")
+RUNTIME = Path("/run/acl-updater")
+DEGRADED = RUNTIME / "degraded-state"
+OS_RELEASE = (Path("/etc/os-release"), Path("/usr/lib/os-release"))
+# The image's own file comes first: /etc may carry an operator's copy of an older release's.
+IMAGE_OS_RELEASE = tuple(reversed(OS_RELEASE))
+
+
+class LiveNode:
+    """A `Node` on the running system; a context manager, since it mounts the ESP for itself."""
+
+    live = True
+
+    def __init__(self, layout: Layout, config: Config) -> None:
+        """Prepare; nothing is looked at before the context is entered."""
+        self.layout = layout
+        self.config = config
+        self.architecture = {"x86_64": "x86-64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+        self.state: Directory = MountedDirectory(STATE)
+        self.trust: Directory = Below(self.state, "trust")
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> LiveNode:
+        self._root: LiveRoot = discover_live_root()
+        self._disk = LayoutDisk(str(self._root.disk), self.layout, self._table)
+        esp = self._disk.partition("esp")
+        self.esp: Directory = self._stack.enter_context(mounted_esp(self._root.device(esp.number)))
+        self.boot = SystemdBoot(
+            self.esp, LiveEfiVariables(), part_uuid=esp.unique_guid, boot_id=self.boot_id().replace("-", "")
+        )
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    @cached_property
+    def image_id(self) -> str | None:
+        """Return os-release's IMAGE_ID: only images of the same make follow one another."""
+        return self._os_release().get("IMAGE_ID")
+
+    def running(self) -> Running:
+        slot = self._disk.slot_of(self._root.data_partition)
+        if slot is None:
+            raise EnvironmentFailure(
+                f"/ comes from partition {self._root.data_partition} of {self._root.disk}, which is no slot of the "
+                f"layout {self.layout.name}",
+                mend="name the layout of this disk in the configuration (`layout:`)",
+                reason="layout-mismatch",
+            )
+        version = self._os_release().get("IMAGE_VERSION")
+        if version is None:
+            raise EnvironmentFailure(
+                "/usr/lib/os-release has no IMAGE_VERSION",
+                mend="build the image with `acl-release build`",
+                reason="no-version",
+            )
+        return Running(slot, self._root.root_hash, version)
+
+    def root_hash_in(self, slot: Slot) -> str | None:
+        return self._disk.root_hash_in(slot)
+
+    def blocks(self, slot: Slot, role: Literal["data", "hash"], *, writable: bool = False) -> Blocks:
+        partition = self._disk.partition(role, slot)
+        if writable and (
+            slot is self.running().slot or partition.number in (self._root.data_partition, self._root.hash_partition)
+        ):
+            raise Refused(
+                f"slot {slot} is the running one and is never written",
+                mend="write the other slot",
+                reason="running-slot",
+            )
+        return FileBlocks(
+            self._root.device(partition.number),
+            name=f"{self._root.device(partition.number)} (slot {slot}, {role})",
+            writable=writable,
+        )
+
+    def label_slot(self, slot: Slot, root_hash: str) -> None:
+        changed = self._disk.labelled(slot, root_hash)
+        if changed is not None:
+            self._write_table(changed)
+
+    def mend_gpt(self) -> bool:
+        table = self._table()
+        if table.primary_ok and table.backup_ok:
+            return False
+        self._write_table(table)
+        return True
+
+    def boot_id(self) -> str:
+        with explained("cannot read the kernel's boot id", "mount /proc"):
+            return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def bootstrap_roots(self) -> Sequence[Path]:
+        folder = Path(self.config.trusted_roots)
+        return sorted(folder.glob("*.root.json"), key=lambda path: (len(path.name), path.name))
+
+    @contextlib.contextmanager
+    def scratch_folder(self) -> Iterator[Path]:
+        base = STATE / "scratch"
+        with explained(f"cannot make {base}", "free space on the state partition, mounted at /var"):
+            # A download that a power cut left behind is of no use: boot files are proven whole.
+            shutil.rmtree(base, ignore_errors=True)
+            base.mkdir(parents=True)
+        with (
+            tempfile.TemporaryDirectory(dir=base) as folder,
+            explained(f"cannot write below {base}", "free space on the state partition, mounted at /var"),
+        ):
+            yield Path(folder)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        with explained(f"cannot lock {RUNTIME}", "run as root"):
+            RUNTIME.mkdir(parents=True, exist_ok=True)
+            file = (RUNTIME / "lock").open("w")
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise Refused(
+                    "another acl-updater is at work on this machine",
+                    mend="wait for it: `systemctl status acl-updater-update`",
+                    reason="busy",
+                ) from error
+            yield
+
+    def reboot(self, why: str) -> None:
+        """Ask systemd for a reboot; when it does not take the request, make the kernel do it."""
+        import logging
+
+        logging.getLogger(__name__).warning("rebooting: %s", why)
+        try:
+            run(["systemctl", "reboot", "--no-block"], timeout_s=30)
+        except EnvironmentFailure:
+            run(["systemctl", "reboot", "--force", "--force"], timeout_s=30)
+
+    def notes(self) -> tuple[str, ...]:
+        found = []
+        if DEGRADED.exists():
+            found.append("the state partition could not be mounted: this node runs on a stand-in in memory")
+        watchdogs = sorted(Path("/sys/class/watchdog").glob("watchdog*"))
+        if not watchdogs:
+            found.append("there is no watchdog device: a hang of the whole kernel is not covered")
+        return tuple(found)
+
+    def _os_release(self) -> dict[str, str]:
+        for path in IMAGE_OS_RELEASE:
+            with contextlib.suppress(OSError):
+                return parse_os_release(path.read_text())
+        return {}
+
+    def _table(self) -> Gpt:
+        with WholeDisk(self._root.disk) as disk:
+            return parse(disk.read, disk.length_bytes, disk.sector_bytes)
+
+    def _write_table(self, table: Gpt) -> None:
+        with WholeDisk(self._root.disk, writable=True) as disk:
+            write_table(disk, table)
+        # The kernel keeps its own view of a busy disk; udev's links follow the table once it looks again.
+        run(["udevadm", "trigger", "--settle", str(self._root.disk)], timeout_s=60, check=False)
+
+
+def parse_os_release(text: str) -> dict[str, str]:
+    """Return the assignments of an os-release file (os-release(5)), unquoted."""
+    import shlex
+
+    found = {}
+    for line in text.splitlines():
+        key, separator, value = line.strip().partition("=")
+        if separator and not key.startswith("#"):
+            with contextlib.suppress(ValueError):
+                words = shlex.split(value)
+                found[key] = words[0] if words else ""
+    return found
