@@ -43,7 +43,7 @@ class ImageNode:
             raise EnvironmentFailure(f"there is no disk image {image}", mend="give its path", reason="no-disk")
         self.layout = layout
         self.config = config
-        self.architecture = layout.architecture
+        self.architecture: str = layout.architecture
         self._image = image
         self._disk = LayoutDisk(str(image), layout, self._table)
         esp = self._disk.partition("esp")

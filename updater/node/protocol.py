@@ -29,15 +29,41 @@ class Running:
 class Node(Protocol):
     """A machine with two slots."""
 
-    live: bool
-    layout: Layout
-    config: Config
-    boot: BootBackend
-    state: Directory
-    esp: Directory
-    trust: Directory
-    architecture: str
-    image_id: str | None
+    @property
+    def live(self) -> bool:
+        """Tell a running machine from a disk image."""
+
+    @property
+    def layout(self) -> Layout:
+        """Return the layout of the disk."""
+
+    @property
+    def config(self) -> Config:
+        """Return the settings."""
+
+    @property
+    def boot(self) -> BootBackend:
+        """Return the loader's back end."""
+
+    @property
+    def state(self) -> Directory:
+        """Return the updater's folder on the state partition."""
+
+    @property
+    def trust(self) -> Directory:
+        """Return the folder of trusted metadata."""
+
+    @property
+    def esp(self) -> Directory:
+        """Return the ESP."""
+
+    @property
+    def architecture(self) -> str:
+        """Return the architecture in a manifest's words."""
+
+    @property
+    def image_id(self) -> str | None:
+        """Return os-release's IMAGE_ID, None when it cannot be told."""
 
     def running(self) -> Running:
         """Return the running slot; raise EnvironmentFailure when it cannot be told for certain."""
