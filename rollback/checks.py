@@ -23,7 +23,7 @@ Interval = Annotated[float, limited("write seconds, from 1 to 3600", ge=1, le=36
 Text = Annotated[str, limited("write 1 to 4096 characters", min_length=1, max_length=4096)]
 Word = Annotated[str, limited("write at most 4096 characters, without NUL", pattern=r"^[^\0]{0,4096}$(?!\n)")]
 Status = Annotated[int, limited("write an HTTP status, from 100 to 599", ge=100, le=599)]
-Scalar = str | int | float | bool | None
+Scalar = str | int | float | bool
 
 
 class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind"):
@@ -91,12 +91,14 @@ class Http(Check, frozen=True, tag="http"):
         Annotated[str, limited("write a dotted path such as status.phase", pattern=r"^[^.\0]+(\.[^.\0]+)*$(?!\n)")]
         | None
     ) = None
-    json_equals: Scalar = None
+    json_equals: Scalar | None = None
     ca_file: AbsolutePath | None = None
 
     def __post_init__(self) -> None:
         if self.unix_socket is not None and not self.url.startswith("http://"):
             raise InvalidDocument("check", "url", "a Unix socket speaks plain HTTP", "write http://localhost/…")
+        if (self.json_field is None) != (self.json_equals is None):
+            raise InvalidDocument("check", "json_field", "it goes with `json_equals`", "write both or neither")
 
 
 class Tcp(Check, frozen=True, tag="tcp"):
