@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 IMAGE_ID = "acl-reference"
 _HERE = Path(__file__).parent
-_CONSOLE = ("console=tty0", "console=ttyS0,115200", "systemd.show_status=1", "systemd.gpt_auto=0")
+_CONSOLE = ("console=tty0", "console=ttyS0,115200", "systemd.show_status=1", "systemd.gpt_auto=0", "systemd.getty_auto=0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,5 +124,6 @@ def _vendor_links() -> dict[str, TreeFile]:
     return {
         "etc/resolv.conf": TreeFile(link="/run/systemd/resolve/stub-resolv.conf"),
         "etc/localtime": TreeFile(link="/usr/share/zoneinfo/UTC"),
+        "etc/systemd/system/default.target": TreeFile(link="/usr/lib/systemd/system/multi-user.target"),
         "etc/systemd/system/systemd-firstboot.service": TreeFile(link="/dev/null"),
     }
