@@ -6,11 +6,20 @@ Interface (names, GUID, UTF-16 strings, feature bits of LoaderFeatures).
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable, Iterator
 from enum import IntFlag
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 from uuid import UUID
 
 from updater.errors import EnvironmentFailure
+from updater.files import fsync_directory
 
 LOADER_GUID = UUID("4a67b082-0a4c-41cf-b6c7-440b29bb8c4f")
 GLOBAL_GUID = UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")
@@ -19,6 +28,7 @@ NON_VOLATILE = 0x7
 # Firmware takes a kilobyte or two for sure; the loader's largest variable is a list of names.
 MAX_BYTES = 64 * 1024
 
+EFIVARFS = Path("/sys/firmware/efi/efivars")
 _FS_IOC_GETFLAGS = 0x80086601
 _FS_IOC_SETFLAGS = 0x40086602
 _FS_IMMUTABLE = 0x10
@@ -123,6 +133,225 @@ class NoEfiVariables:
 
     def writable(self) -> str | None:
         return self._why
+
+
+class LiveEfiVariables:
+    """The variables of the running machine, through efivarfs."""
+
+    def __init__(self, base: Path = EFIVARFS) -> None:
+        """Serve the efivarfs mounted at `base`; it need not be there."""
+        self._base = base
+
+    @property
+    def present(self) -> bool:
+        # Mounted and empty is what a kernel shows whose firmware gave it no run-time services.
+        with contextlib.suppress(OSError):
+            return any(self._base.iterdir())
+        return False
+
+    @property
+    def volatile(self) -> bool:
+        return self.present
+
+    def read(self, name: str, guid: UUID = LOADER_GUID) -> bytes | None:
+        at = self._at(name, guid)
+        try:
+            raw = at.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise EnvironmentFailure(
+                f"cannot read the EFI variable {name}: {error.strerror}",
+                mend="see dmesg for errors of the firmware",
+                reason="efi-variables-unreadable",
+            ) from error
+        # Four bytes of attributes come first. A variable being written by another process may read empty.
+        return raw[4:] if len(raw) > 4 else None
+
+    def write(self, name: str, value: bytes, guid: UUID = LOADER_GUID) -> None:
+        content = NON_VOLATILE.to_bytes(4, "little") + _checked(name, value)
+        at = self._at(name, guid)
+        try:
+            with _mutable(at):
+                # One write call is one SetVariable: attributes and value cannot be parted.
+                handle = os.open(at, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                try:
+                    written = os.write(handle, content)
+                finally:
+                    os.close(handle)
+        except OSError as error:
+            raise _unwritable(name, error.strerror or str(error)) from error
+        if written != len(content):
+            raise _unwritable(name, f"the firmware took {written} of {len(content)} bytes")
+
+    def delete(self, name: str, guid: UUID = LOADER_GUID) -> None:
+        at = self._at(name, guid)
+        try:
+            with _mutable(at):
+                at.unlink()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _unwritable(name, error.strerror or str(error)) from error
+
+    def writable(self) -> str | None:
+        if not self.present:
+            return f"there are no EFI variables at {self._base}: this machine did not boot by UEFI"
+        if os.statvfs(self._base).f_flag & os.ST_RDONLY:
+            return f"{self._base} is mounted read-only"
+        if not os.access(self._base, os.W_OK):
+            return f"this user may not write to {self._base}"
+        return None
+
+    def _at(self, name: str, guid: UUID) -> Path:
+        return self._base / f"{name}-{guid}"
+
+
+@contextlib.contextmanager
+def _mutable(at: Path) -> Iterator[None]:
+    """Take the immutable flag away, which efivarfs sets against a careless `rm -rf`, and put it back."""
+    flags = _flags(at)
+    if flags is None or not flags & _FS_IMMUTABLE:
+        yield
+        return
+    _set_flags(at, flags & ~_FS_IMMUTABLE)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            _set_flags(at, flags)
+
+
+def _flags(at: Path) -> int | None:
+    import fcntl
+
+    try:
+        handle = os.open(at, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        raw = fcntl.ioctl(handle, _FS_IOC_GETFLAGS, bytes(8))
+    except OSError as error:
+        if error.errno in (errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL):
+            return None
+        raise
+    finally:
+        os.close(handle)
+    return int.from_bytes(raw[:4], "little")
+
+
+def _set_flags(at: Path, flags: int) -> None:
+    import fcntl
+
+    handle = os.open(at, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(handle, _FS_IOC_SETFLAGS, flags.to_bytes(8, "little"))
+    finally:
+        os.close(handle)
+
+
+class FileEfiVariables:
+    """The non-volatile variables in a store file, such as OVMF's, by virt-firmware (the extra `lab`)."""
+
+    def __init__(self, store: Path) -> None:
+        """Open `store`; raise EnvironmentFailure when it is none, or when virt-firmware is not installed."""
+        self._path = store
+        self._values: dict[tuple[UUID, str], bytes] = {}
+        self._load()
+
+    @property
+    def present(self) -> bool:
+        return True
+
+    @property
+    def volatile(self) -> bool:
+        return False
+
+    def read(self, name: str, guid: UUID = LOADER_GUID) -> bytes | None:
+        return self._values.get((guid, name))
+
+    def write(self, name: str, value: bytes, guid: UUID = LOADER_GUID) -> None:
+        from virt.firmware.efi.efivar import EfiVar
+
+        variable = EfiVar(name, guid=str(guid), attr=NON_VOLATILE, data=_checked(name, value))
+        self._change(lambda variables: variables.update({name: variable}), name, guid)
+
+    def delete(self, name: str, guid: UUID = LOADER_GUID) -> None:
+        if (guid, name) in self._values:
+            self._change(lambda variables: variables.pop(name), name, guid)
+
+    def writable(self) -> str | None:
+        if not os.access(self._path, os.W_OK):
+            return f"{self._path} cannot be written"
+        return None
+
+    def _load(self) -> tuple[Any, Any]:
+        store, variables = _open_store(self._path)
+        self._values = {
+            (UUID(str(variable.guid)), str(variable.name)): bytes(variable.data) for variable in variables.values()
+        }
+        return store, variables
+
+    def _change(self, change: Callable[[Any], object], name: str, guid: UUID) -> None:
+        reason = self.writable()
+        if reason:
+            raise _unwritable(name, reason)
+        store, variables = self._load()
+        known = variables.get(name)
+        twins = len(variables) != _stored_variables(store) or (known is not None and UUID(str(known.guid)) != guid)
+        if twins:
+            # virt-firmware files variables by name alone, so that writing would lose another vendor's.
+            raise _unwritable(name, f"{self._path} holds variables of one name from several vendors")
+        change(variables)
+        with tempfile.TemporaryDirectory(dir=self._path.parent) as folder:
+            fresh = Path(folder) / self._path.name
+            with _store_errors(self._path):
+                store.write_varstore(str(fresh), variables)
+            with fresh.open("rb+") as file:
+                os.fsync(file.fileno())
+            shutil.copymode(self._path, fresh)
+            fresh.replace(self._path)
+        fsync_directory(self._path.parent)
+        self._load()
+
+
+def _open_store(path: Path) -> tuple[Any, Any]:
+    try:
+        from virt.firmware.varstore import autodetect
+    except ImportError as error:
+        raise EnvironmentFailure(
+            "a store of EFI variables cannot be read: virt-firmware is not installed",
+            mend="install acl-updater[lab], or leave --efi-vars away",
+            reason="tool-missing",
+        ) from error
+    with _store_errors(path):
+        store = autodetect.open_varstore(str(path))
+        if store is None:
+            raise ValueError("its format is not known")
+        return store, store.get_varlist()
+
+
+def _stored_variables(store: Any) -> int:
+    """Count the valid variables of an edk2 store by their headers (`AUTHENTICATED_VARIABLE_HEADER`)."""
+    content, position, count = store.filedata, store.start, 0
+    while position + 60 <= store.end and content[position : position + 2] == b"\xaa\x55":
+        count += content[position + 2] == 0x3F
+        name_bytes, value_bytes = struct.unpack_from("<LL", content, position + 36)
+        position = (position + 60 + name_bytes + value_bytes + 3) & ~3
+    return count
+
+
+@contextlib.contextmanager
+def _store_errors(path: Path) -> Iterator[None]:
+    """Turn what virt-firmware does on a bad store (it also exits the process) into an error that names the file."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise EnvironmentFailure(
+            f"{path} is no store of EFI variables that can be used: {error or type(error).__name__}",
+            mend="name the variable store that belongs to the disk image, such as a copy of OVMF_VARS_4M.fd",
+            reason="efi-store",
+        ) from error
 
 
 class SimulatedEfiVariables:
