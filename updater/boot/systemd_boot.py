@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from uuid import UUID
 
 from updater.boot import entries, loader_model, obstacles
@@ -144,6 +144,10 @@ class SystemdBoot:
             if name.lower() not in expected:
                 complaints.append(f"/{addons_path(slot)}/{name} does not belong to the release")
         return tuple(complaints)
+
+    def artifact_chunks(self, slot: Slot, name: str) -> Iterator[bytes]:
+        """Yield the bytes of one file of the slot's artifact, read from the medium."""
+        return self._esp.chunks(artifact_path(slot, name))
 
     def arm(self, slot: Slot, version: str, *, tries: int) -> Entry:
         """Publish a counted entry for `slot` that sorts before all others; return it."""
