@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import singledispatch
 from typing import Any
 
-from integration.lab import node
+from integration.lab import node, publisher
 from integration.lab.expectations import expect
 from integration.lab.machine import LabTimeout
 from integration.lab.patience import Patience
@@ -163,14 +163,12 @@ def _(action: Serve, run: Run) -> None:
 
 @perform.register
 def _(action: Repository, run: Run) -> None:
-    from integration.lab import publisher
-
     if action.tamper is not None:
         publisher.tamper(run.repository, action.tamper)
     elif action.restore:
         publisher.restore(run.repository, run.stock.repository)
-    elif action.expire is not None:
-        publisher.expire(run.repository, run.stock.keys, action.expire)
+    elif action.expire:
+        publisher.expire(run.repository, run.stock.keys)
     elif action.promote is not None:
         publisher.promote(run.repository, run.stock.keys, run.version(action.promote))
     elif action.withdraw is not None:
@@ -233,7 +231,7 @@ def settle(run: Run, version: str, budget_s: float) -> None:
         if boot is not None and boot.release == version and run.machine.agent_is_up:
             try:
                 done = node.in_guest(run.machine, "status", budget_s=60)
-                said = node.Status(done.document).phase or done.text.strip()[-300:]
+                said = node.Status(done.document).situation or done.text.strip()[-300:]
                 if done.exit_code == 0 and said == "idle":
                     return
             except LabTimeout as error:

@@ -77,6 +77,7 @@ class Observer:
         releases: Mapping[str, str],
         look: Callable[[], DiskView],
         tell: Callable[[Event], None] | None = None,
+        show: Callable[[bytes], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Write serial logs to `folder`; `releases` maps root hashes to versions, `look` reads the machine's disk.
@@ -89,6 +90,7 @@ class Observer:
         self._proven: set[tuple[str | None, int | None]] = set()
         self._look = look
         self._tell = tell
+        self._show = show
         self._clock = clock
         self._zero: float | None = None
         self._done: list[Boot] = []
@@ -116,6 +118,8 @@ class Observer:
             return
         with now.log.open("ab") as file:
             file.write(data)
+        if self._show is not None:
+            self._show(data)
         now.text += data.decode("utf-8", "replace")
         for sighting in now.console.feed(data, self._at() - now.started_s):
             self._sighted(now, sighting)
@@ -183,7 +187,8 @@ class Observer:
         return self._clock() - self._zero
 
     def _sighted(self, now: _Running, sighting: Sighting) -> None:
-        if sighting.mark is Mark.COMMAND_LINE and now.slot is None:
+        # The kernel says its command line twice; the disk is looked at once, before the guest can change it.
+        if sighting.mark is Mark.COMMAND_LINE and now.command_line.root_hash is None:
             now.command_line = read_command_line(sighting.text)
             now.view = self._view()
             root_hash = now.command_line.root_hash

@@ -17,11 +17,17 @@ _EVIDENCE = "find /var/lib/acl-updater/evidence -type f -exec head -c 200000 {} 
 def expect(wanted: Expect, run: Run) -> None:
     """Check everything that an `expect` step lists; raise Failed at the first that does not hold."""
     _expect_from_outside(wanted, run)
-    if wanted.phase is not None or wanted.quarantine is not None or wanted.put_off is not None or wanted.says:
+    if any(
+        item is not None for item in (wanted.situation, wanted.phase, wanted.quarantine, wanted.put_off, wanted.says)
+    ):
         done = _ask(run, "status")
         status = node.Status(done.document)
-        if wanted.phase is not None:
-            run.check("phase", wanted.phase, status.phase or done.text.strip()[-300:], status.phase == wanted.phase)
+        for what, text, said in (
+            ("situation", wanted.situation, status.situation),
+            ("phase", wanted.phase, status.phase),
+        ):
+            if text is not None:
+                run.check(what, text, said or done.text.strip()[-300:], text == said)
         for what, numbers, found in (
             ("quarantine", wanted.quarantine, status.quarantine),
             ("put off", wanted.put_off, status.put_off),

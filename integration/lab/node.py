@@ -33,12 +33,7 @@ class Did:
     @property
     def reason(self) -> str | None:
         """Return the code of its error."""
-        reason = self.document.get("reason")
-        if isinstance(reason, Mapping):
-            reason = reason.get("code")
-        error = self.document.get("error")
-        if reason is None and isinstance(error, Mapping):
-            reason = error.get("reason")
+        reason = self.document.get("reason") if "error" in self.document else None
         return str(reason) if reason else None
 
     @property
@@ -55,8 +50,13 @@ class Status:
 
     @property
     def phase(self) -> str:
-        """Return where the node stands."""
+        """Return the phase in the journal: what was last meant."""
         return str(self.document.get("phase", ""))
+
+    @property
+    def situation(self) -> str:
+        """Return where the node stands, as decided from its disk."""
+        return str(self.document.get("situation", ""))
 
     @property
     def quarantine(self) -> list[str]:

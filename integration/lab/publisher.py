@@ -49,3 +49,25 @@ def acl_release(*words: str | Path) -> str:
     """Run `acl-release` as a person would; return what it wrote."""
     start = "import sys; from updater.release.cli import main; sys.exit(main())"
     return run([sys.executable, "-c", start, *words], timeout_s=600).stdout.decode("utf-8", "replace")
+
+
+def expire(repository: Path, keys: Path) -> None:
+    """Let snapshot and timestamp expire, as if their keeper had renewed them for the last time a year ago."""
+    from datetime import UTC, datetime, timedelta
+
+    from updater.release.keys import KeyRing
+    from updater.release.repository import opened
+
+    with opened(repository, KeyRing([keys]), lambda: datetime.now(UTC) - timedelta(days=365)) as opened_repository:
+        opened_repository.change("timestamp", "snapshot")
+        opened_repository.publish()
+
+
+def promote(repository: Path, keys: Path, version: str) -> None:
+    """Make the channel `stable` offer a release."""
+    acl_release("promote", version, "--channel", "stable", "--repo", repository, "--keys", keys)
+
+
+def withdraw(repository: Path, keys: Path, version: str) -> None:
+    """Withdraw a release for good."""
+    acl_release("withdraw", version, "--why", "the lab says so", "--repo", repository, "--keys", keys)

@@ -80,7 +80,7 @@ class Run:
     def offline_config(self) -> Path:
         """Return the configuration file for `acl-updater --disk`."""
         path = self.folder / "offline.yaml"
-        path.write_text(json.dumps(self.node_config("127.0.0.1")))
+        path.write_text(json.dumps({**self.node_config("127.0.0.1"), "trusted_roots": str(self.stock.trust)}))
         return path
 
     def require_injection(self) -> None:

@@ -191,12 +191,12 @@ class Serve(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Repository(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Change this scenario's own copy of the repository; exactly one key.
 
-    `tamper` flips a byte in every served file that matches a glob; `expire` re-signs with an expiry that has passed;
+    `tamper` flips a byte in every served file that matches a glob; `expire` lets the short-lived metadata expire;
     `promote` makes the channel offer a release; `withdraw` withdraws one; `restore` undoes all tampering.
     """
 
     tamper: Text | None = None
-    expire: Literal["timestamp", "snapshot", "targets", "root"] | None = None
+    expire: Literal[True] | None = None
     promote: Release | None = None
     withdraw: Release | None = None
     restore: Literal[True] | None = None
@@ -221,7 +221,7 @@ class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `boots` lists every boot since the last `expect` that listed boots, as seen from outside. `slot` and `release` are
     those of the last boot. `loader` is the loader's order on the ESP, bad entries last. `holds` says which release's
     root a slot bears in the partition table; `unchanged` slots have the same bytes, UKI and table entry as at the
-    scenario's start. `phase`, `says`, `quarantine`, `put_off` (tries that ended without evidence), `reason` (of the
+    scenario's start. `situation`, `phase`, `says`, `quarantine`, `put_off` (tries that ended without evidence), `reason` (of the
     quarantine: stage/cause: sentence), `history` and `explain` are asked of the updater, in the guest when it is on,
     else on its disk; `evidence` is a pattern in the evidence that the running guest keeps.
     """
@@ -230,6 +230,7 @@ class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slot: SlotName | None = None
     release: Release | None = None
     loader: list[EntryPattern] | None = None
+    situation: Text | None = None
     phase: Text | None = None
     reason: Text | None = None
     says: Text | None = None

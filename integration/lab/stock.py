@@ -25,7 +25,7 @@ class Stock:
     """Everything that scenarios start from; nothing in it is ever changed by one.
 
     `disk` is a powered-off factory disk on release 1, `repository` a folder for any static server, `keys` the folder
-    of its keys.
+    of its keys, `trust` the folder of trusted roots that the images carry.
     """
 
     emulator: Emulator
@@ -33,6 +33,7 @@ class Stock:
     repository: Path
     keys: Path
     releases: Mapping[int, Known]
+    trust: Path
     about: Mapping[str, str] = field(default_factory=dict)
 
     def release(self, number: int) -> Known:

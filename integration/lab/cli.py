@@ -1,0 +1,193 @@
+"""The command `acl-lab`: boot the reference image, run scenarios, list them."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from updater.errors import ExitCode, UpdaterError
+
+_EXAMPLES = """\
+examples:
+  acl-lab list                              the scenarios that ship with the lab, each in one sentence
+  acl-lab run kernel-panic                  run one; live timeline, then a verdict
+  acl-lab run mine.yaml power-cut-*         run files and shipped ones, by name or glob
+  acl-lab run --all --json > lab.json       run everything, for a machine to read
+  acl-lab boot                              boot a fresh node on release 1, and watch its console
+  acl-lab boot --fault 1:kernel-panic       the same, with a fault
+
+Reports (report.json, report.html, junit.xml) and a serial log of every boot lie in build/lab/<scenario>/.
+Exit codes: 0 all passed, 1 a scenario failed, 2 usage, 5 a scenario is not sound, 7 the lab itself could not work.
+Environment: ACL_LAB_ACCEL=tcg|kvm|auto (default auto), ACL_LAB_PATIENCE=2 doubles every time limit.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(
+        level=logging.DEBUG if arguments.verbose else logging.INFO, format="%(message)s", stream=sys.stderr
+    )
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        return int(arguments.run(arguments))
+    except UpdaterError as error:
+        print(f"acl-lab: {error}", file=sys.stderr)
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        print("acl-lab: interrupted; every machine is off", file=sys.stderr)
+        return int(ExitCode.INTERRUPTED)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    # Through the context managers, so that no machine stays behind.
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="acl-lab",
+        description="Boot the reference image in QEMU, inject failures, and judge from outside what happened.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="say every command that is run")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    listing = commands.add_parser("list", help="list the scenarios", description="List the scenarios that ship.")
+    listing.add_argument("--json", action="store_true", help="write JSON")
+    listing.set_defaults(run=_list)
+
+    run = commands.add_parser(
+        "run",
+        help="run scenarios and judge them",
+        description="Run scenarios one after another, each on its own copy of the factory disk.",
+    )
+    run.add_argument("scenario", nargs="*", help="a file, or the name or a glob of shipped scenarios")
+    run.add_argument("--all", action="store_true", help="run every shipped scenario")
+    run.add_argument("--tag", action="append", default=[], help="run the shipped scenarios that bear this tag")
+    run.add_argument("--json", action="store_true", help="write the reports as one JSON document, and no timeline")
+    run.add_argument("--out", type=Path, default=Path("build/lab"), help="folder for reports (default: %(default)s)")
+    run.add_argument("--keep-disk", action="store_true", help="keep the disk and the variable store for a look")
+    run.set_defaults(run=_run)
+
+    boot = commands.add_parser(
+        "boot",
+        help="boot a fresh node and watch its console",
+        description="Boot a copy of the factory disk and print its console until it powers off, or Ctrl-C.",
+    )
+    boot.add_argument("--fault", action="append", default=[], metavar="RELEASE:NAME", help="give the guest a fault")
+    boot.add_argument("--disk", type=Path, help="boot this raw disk image instead, and keep what changes")
+    boot.add_argument("--out", type=Path, default=Path("build/lab/boot"), help="folder (default: %(default)s)")
+    boot.add_argument("--memory", type=int, default=1024, metavar="MIB", help="memory (default: %(default)s MiB)")
+    boot.set_defaults(run=_boot)
+    return parser
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from integration.lab.scenario import find_scenarios, load_scenario
+
+    scenarios = [load_scenario(path) for path in find_scenarios()]
+    if arguments.json:
+        rows = [{"name": s.name, "summary": s.summary, "tags": s.tags, "steps": len(s.steps)} for s in scenarios]
+        print(json.dumps(rows, indent=2))
+        return ExitCode.DONE
+    width = max((len(scenario.name) for scenario in scenarios), default=0)
+    for scenario in scenarios:
+        print(f"{scenario.name:{width}}  {scenario.summary}")
+    return ExitCode.DONE
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from integration.lab import terminal
+    from integration.lab.factory import make_stock
+    from integration.lab.report import junit, report_document
+    from integration.lab.runner import execute
+    from integration.lab.scenario import load_scenario
+
+    paths = chosen(arguments.scenario, arguments.tag, everything=arguments.all)
+    scenarios = [load_scenario(path) for path in paths]
+    stock = make_stock()
+    tell = None if arguments.json else terminal.live()
+    reports = []
+    for scenario in scenarios:
+        if tell is not None:
+            print(f"\n{scenario.name}: {scenario.summary}\n", flush=True)
+        report = execute(stock, scenario, arguments.out / scenario.name, tell=tell, keep_disk=arguments.keep_disk)
+        reports.append(report)
+        if tell is not None:
+            terminal.summary(report)
+    (arguments.out / "junit.xml").write_bytes(junit(reports))
+    if arguments.json:
+        print(json.dumps([report_document(report) for report in reports], indent=2))
+    if all(report.passed for report in reports):
+        return ExitCode.DONE
+    return ExitCode.ENVIRONMENT if any(report.error for report in reports) else ExitCode.FAILED
+
+
+def chosen(names: Sequence[str], tags: Sequence[str], *, everything: bool) -> list[Path]:
+    """Return the scenario files that a command line names; raise UpdaterError for a name that there is not."""
+    import fnmatch
+
+    from integration.lab.scenario import find_scenarios, load_scenario
+
+    shipped = find_scenarios()
+    paths: list[Path] = list(shipped) if everything else []
+    paths += [path for path in shipped if set(tags) & set(load_scenario(path).tags)]
+    for name in names:
+        found = [path for path in shipped if fnmatch.fnmatchcase(path.stem, name)]
+        if not found and Path(name).is_file():
+            found = [Path(name)]
+        if not found:
+            raise UpdaterError(f"there is no scenario {name!r}", mend="see `acl-lab list`", reason="no-scenario")
+        paths += found
+    if not paths:
+        raise UpdaterError("no scenario was named", mend="name one of `acl-lab list`, or give --all")
+    return list(dict.fromkeys(paths))
+
+
+def _boot(arguments: argparse.Namespace) -> int:
+    from integration.lab.boots import Event, Observer
+    from integration.lab.disk import Disk, copy_disk
+    from integration.lab.emulator import Given, Hardware
+    from integration.lab.factory import make_stock
+    from integration.lab.machine import Machine
+    from integration.lab.serial import plain
+
+    stock = make_stock()
+    folder: Path = arguments.out
+    folder.mkdir(parents=True, exist_ok=True)
+    disk = Disk(arguments.disk or folder / "disk.raw")
+    if arguments.disk is None:
+        copy_disk(stock.disk, disk.path)
+    faults = []
+    for fault in arguments.fault:
+        number, _, name = fault.partition(":")
+        if not number.isdigit() or not name:
+            raise UpdaterError(f"{fault!r} is no fault", mend="write RELEASE:NAME, such as 1:kernel-panic")
+        faults.append(f"acl.lab.fault={stock.release(int(number)).version}:{name}")
+
+    def tell(event: Event) -> None:
+        print(f"\x1b[36m── {event.text}\x1b[0m", flush=True)
+
+    def show(data: bytes) -> None:
+        for line in data.decode("utf-8", "replace").split("\n"):
+            if shown := plain(line):
+                print(shown, flush=True)
+
+    observer = Observer(folder, releases=stock.versions, look=disk.look, tell=tell, show=show)
+    hardware = Hardware(memory_mib=arguments.memory)
+    with Machine(stock.emulator, disk=disk.path, folder=folder, observer=observer, hardware=hardware) as machine:
+        machine.given = Given(tuple(faults))
+        machine.power_on()
+        with contextlib.suppress(KeyboardInterrupt):
+            while machine.is_on:
+                machine.pause(1.0)
+    return ExitCode.DONE

@@ -1,0 +1,135 @@
+"""Makes the lab's stock: keys, releases, a repository and a factory disk, cached by what they are made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from integration.lab.emulator import find_emulator
+from integration.lab.publisher import acl_release, link, promote
+from integration.lab.stock import Known, Stock
+
+log = logging.getLogger(__name__)
+
+_SOURCES = ("updater", "rollback", "partition-layouts", "integration/images")
+_FILES = ("pyproject.toml", "constraints.txt")
+_TOP = Path(__file__).resolve().parents[2]
+_TRUST = "usr/share/acl-updater/trust"
+
+# Number -> version and what it is for. Number 1 is the factory release, 4 is older than it.
+VERSIONS = {
+    1: ("1.0.0", "the factory release"),
+    2: ("2.0.0", "the update under test: faults are injected into it from outside"),
+    3: ("3.0.0", "the next good update"),
+    4: ("0.9.0", "an older release, for downgrades"),
+    5: ("5.0.0", "larger than any slot: its manifest only"),
+}
+_TOO_LARGE = 5
+_LARGE_BYTES = 8 << 30
+
+
+def make_stock() -> Stock:
+    """Return the lab's stock, built on first use and after every change of what it is made of."""
+    from integration.images.cache import cached
+
+    emulator = find_emulator()
+    home = cached("lab-stock", recipe(), _make)
+    repository = _renewed(home)
+    releases = {
+        int(number): Known(int(number), item["version"], item["root_hash"], VERSIONS[int(number)][1])
+        for number, item in json.loads((home / "releases.json").read_text()).items()
+    }
+    about = {"loader": f"systemd-boot {(home / 'loader').read_text().strip()}"}
+    return Stock(emulator, home / "factory.raw", repository, home / "keys", releases, home / "trust", about)
+
+
+def recipe() -> dict[str, object]:
+    """Return what the stock is made of: the digest of all sources that reach an image or the repository."""
+    digest = hashlib.sha256(Path(__file__).read_bytes())
+    for path in _source_files():
+        digest.update(f"{path.relative_to(_TOP)}\0".encode() + path.read_bytes() + b"\0")
+    return {"format": 1, "sources": digest.hexdigest()}
+
+
+def _source_files() -> Iterable[Path]:
+    for name in _SOURCES:
+        yield from sorted(p for p in (_TOP / name).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    yield from (_TOP / name for name in _FILES)
+
+
+def _make(folder: Path, final: Path) -> None:
+    from integration.images.disk import make_factory_disk
+    from integration.images.reference import ReleaseSpec, build, prepare
+    from updater.release.cpio import TreeFile
+
+    parts = prepare()
+    keys, repository = folder / "keys", folder / "repository"
+    acl_release("keys", "init", "--keys", keys)
+    acl_release("repo", "init", "--repo", repository, "--keys", keys)
+    trust = folder / "trust"
+    trust.mkdir()
+    shutil.copyfile(repository / "metadata/1.root.json", trust / "1.root.json")
+    root = TreeFile((trust / "1.root.json").read_bytes())
+    known = {}
+    for number, (version, _) in VERSIONS.items():
+        if number == _TOO_LARGE:
+            continue
+        log.info("lab: building release %s", version)
+        release = build(
+            ReleaseSpec(version, changes={f"{_TRUST}/1.root.json": root}), folder / f"build-{number}", parts
+        )
+        known[number] = {"version": version, "root_hash": release.manifest.root.root_hash}
+        if number == 1:
+            make_factory_disk(release, folder / "factory.raw", parts.tools)
+    builds = sorted(folder.glob("build-*"))
+    acl_release("publish", *builds, "--repo", repository, "--keys", keys)
+    known[_TOO_LARGE] = _publish_too_large(repository, keys, builds[0])
+    promote(repository, keys, VERSIONS[2][0])
+    for build_folder in builds:
+        shutil.rmtree(build_folder)
+    (folder / "releases.json").write_text(json.dumps(known, indent=2))
+    (folder / "loader").write_text(f"{parts.tools.loader_version}\n")
+
+
+def _publish_too_large(repository: Path, keys: Path, model: Path) -> dict[str, str]:
+    """Publish a manifest alone: a node must refuse it before it asks for the first byte of the image."""
+    from updater.manifest import parse_manifest, tree_length_bytes
+    from updater.release.keys import KeyRing
+    from updater.release.repository import opened, utc_now
+    from updater.schema import encode_json
+
+    manifest = parse_manifest((model / "manifest.json").read_bytes(), "manifest.json")
+    version = VERSIONS[_TOO_LARGE][0]
+    root_hash = hashlib.sha256(version.encode()).hexdigest()
+    root = msgspec.structs.replace(
+        manifest.root,
+        length_bytes=_LARGE_BYTES,
+        tree_length_bytes=tree_length_bytes(_LARGE_BYTES // 4096),
+        root_hash=root_hash,
+    )
+    large = msgspec.structs.replace(manifest, version=version, root=root)
+    with opened(repository, KeyRing([keys]), utc_now) as revision:
+        revision.put_target(f"manifests/{version}.json", encode_json(large))
+        revision.publish()
+    return {"version": version, "root_hash": root_hash}
+
+
+def _renewed(home: Path) -> Path:
+    """Return a copy of the cached repository whose short-lived metadata is fresh."""
+    from integration.images.cache import locked
+
+    with locked(home / "renew.lock"):
+        work = home / "served"
+        fresh = home / "served.new"
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.copytree(home / "repository", fresh, copy_function=link)
+        acl_release("refresh", "--repo", fresh, "--keys", home / "keys")
+        shutil.rmtree(work, ignore_errors=True)
+        fresh.rename(work)
+        return work
