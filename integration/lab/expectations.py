@@ -17,26 +17,9 @@ _EVIDENCE = "find /var/lib/acl-updater/evidence -type f -exec head -c 200000 {} 
 def expect(wanted: Expect, run: Run) -> None:
     """Check everything that an `expect` step lists; raise Failed at the first that does not hold."""
     _expect_from_outside(wanted, run)
-    if any(
-        item is not None for item in (wanted.situation, wanted.phase, wanted.quarantine, wanted.put_off, wanted.says)
-    ):
-        done = _ask(run, "status")
-        status = node.Status(done.document)
-        for what, text, said in (
-            ("situation", wanted.situation, status.situation),
-            ("phase", wanted.phase, status.phase),
-        ):
-            if text is not None:
-                run.check(what, text, said or done.text.strip()[-300:], text == said)
-        for what, numbers, found in (
-            ("quarantine", wanted.quarantine, status.quarantine),
-            ("put off", wanted.put_off, status.put_off),
-        ):
-            if numbers is not None:
-                versions = sorted(run.version(number) for number in numbers)
-                run.check(what, versions, found, versions == found)
-        if wanted.says is not None:
-            _find(run, "status says", wanted.says, done.text)
+    asked = (wanted.situation, wanted.phase, wanted.quarantine, wanted.put_off, wanted.says)
+    if any(item is not None for item in asked):
+        _expect_status(wanted, run)
     if wanted.reason is not None:
         _expect_reason(wanted.reason, run)
     if wanted.history is not None:
@@ -79,6 +62,22 @@ def _expect_from_outside(wanted: Expect, run: Run) -> None:
     for slot in wanted.unchanged or []:
         before, after = run.digests[slot], run.disk.slot_digest(slot)
         run.check(f"slot {slot} unchanged", before[:16], after[:16], before == after)
+
+
+def _expect_status(wanted: Expect, run: Run) -> None:
+    done = _ask(run, "status")
+    status = node.Status(done.document)
+    words = (("situation", wanted.situation, status.situation), ("phase", wanted.phase, status.phase))
+    for what, text, said in words:
+        if text is not None:
+            run.check(what, text, said or done.text.strip()[-300:], text == said)
+    lists = (("quarantine", wanted.quarantine, status.quarantine), ("put off", wanted.put_off, status.put_off))
+    for what, numbers, found in lists:
+        if numbers is not None:
+            versions = sorted(run.version(number) for number in numbers)
+            run.check(what, versions, found, versions == found)
+    if wanted.says is not None:
+        _find(run, "status says", wanted.says, done.text)
 
 
 def _expect_reason(pattern: str, run: Run) -> None:

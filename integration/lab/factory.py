@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -32,6 +33,8 @@ VERSIONS = {
 }
 _TOO_LARGE = 5
 _LARGE_BYTES = 8 << 30
+# Well within the life of a timestamp, and longer than any run.
+_FRESH_S = 12 * 3600
 
 
 def make_stock() -> Stock:
@@ -124,8 +127,11 @@ def _renewed(home: Path) -> Path:
     """Return a copy of the cached repository whose short-lived metadata is fresh."""
     from integration.images.cache import locked
 
+    work = home / "served"
     with locked(home / "renew.lock"):
-        work = home / "served"
+        timestamp = work / "metadata/timestamp.json"
+        if timestamp.exists() and time.time() - timestamp.stat().st_mtime < _FRESH_S:
+            return work
         fresh = home / "served.new"
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.copytree(home / "repository", fresh, copy_function=link)
