@@ -42,6 +42,8 @@ def product_layer(tools: ToolTree) -> dict[str, TreeFile]:
             if not name.startswith("bin/"):
                 files[f"{_TARGET}/{name}"] = file
     files["usr/bin/acl-updater"] = TreeFile(_WRAPPER.encode(), 0o755)
+    for name, file in read_files(REPOSITORY / "rollback/health.d").items():
+        files[f"usr/lib/acl-updater/health.d/{name}"] = file
     units = read_files(REPOSITORY / "updater/units/root")
     files.update(units)
     files.update(enabled_links(units))

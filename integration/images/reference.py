@@ -66,9 +66,9 @@ def build(spec: ReleaseSpec, out: Path, ingredients: ReferenceImages | None = No
     initrd = read_files(_HERE / "vendor/initrd")
     panic_s = 10
     if spec.lab:
-        layers.append(read_files(_HERE / "lab/root"))
-        initrd.update(read_files(_HERE / "lab/initrd"))
-        initrd["usr/lib/acl-lab/release"] = TreeFile(f"{spec.version}\n".encode())
+        mark = {"usr/lib/acl-lab/release": TreeFile(f"{spec.version}\n".encode())}
+        layers += [read_files(_HERE / "lab/root"), mark]
+        initrd.update({**read_files(_HERE / "lab/initrd"), **mark})
         panic_s = 1
     layers += [{"usr/lib/os-release": os_release}, spec.changes]
     tree = out / "tree.tar"
