@@ -1,0 +1,211 @@
+"""The command `acl-release`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from updater import __version__
+
+DESCRIPTION = """\
+Build, sign and publish releases for nodes that run acl-updater.
+
+A repository is a folder that any static web server can serve. Its keys are files, one per role; keep the root and
+targets keys offline: only `repo init`, `rotate-key` and `reset-epoch` need them (docs/trust.md).
+"""
+
+EXAMPLES = """\
+examples, in the order in which a new publisher needs them:
+  acl-release keys init                           make keys in ./keys, one per role
+  acl-release repo init                           make a signed, empty repository in ./repo
+  acl-release build --help                        make a release from a root tree or a root image
+  acl-release publish out/1.0.0                   publish what build made; nodes do not take it yet
+  acl-release promote 1.0.0 --channel stable      let the channel offer it
+  acl-release serve                               try it over HTTP on this machine
+  acl-release refresh                             renew what expires soon: run it daily
+  acl-release withdraw 1.0.0 --why "breaks DNS"   nobody installs it any more
+  acl-release verify                              prove the whole repository as a client would
+
+exit codes: 0 done · 1 failed · 2 wrong usage · 4 refused · 5 invalid document · 6 not trusted · 7 machine or network
+"""
+
+_PUBLISH = """\
+example:
+  acl-release publish out/1.0.0 out/1.1.0
+
+Each folder is an output of `acl-release build`. Every file is proven against its manifest, images block by block, and
+becomes visible with one last flushed write. Publishing the same again changes nothing; a version that is published
+with other bytes is refused.
+"""
+
+_WITHDRAW = """\
+example:
+  acl-release withdraw 1.2.0 --why "kubelet leaks memory, incident 4711" --instead 1.1.0
+
+Nodes that have staged or armed the release refuse it from their next check on; nodes that run it say so in `status`.
+A channel that offers it goes to --instead, else back to what it offered before, else it offers nothing.
+"""
+
+_ROTATE = """\
+examples:
+  acl-release rotate-key timestamp            the key that signs most often; needs the root keys
+  acl-release rotate-key channels             needs the targets key
+  acl-release rotate-key root-2               one of the root keys; needs a threshold of old and new ones
+
+At no instant would a node refuse the repository. An interrupted rotation goes on when it is run again.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the whole command line."""
+    top = argparse.ArgumentParser(
+        prog="acl-release",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"acl-release {__version__}")
+    shared = argparse.ArgumentParser(add_help=False)
+    _fill(shared, suppress=True)
+    _fill(top, suppress=False)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, summary: str, epilog: str = "", *, under: object = None) -> argparse.ArgumentParser:
+        group = under if isinstance(under, argparse._SubParsersAction) else commands
+        made: argparse.ArgumentParser = group.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=epilog,
+            parents=[shared],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        return made
+
+    keys = add("keys", "make keys").add_subparsers(dest="verb", metavar="VERB", required=True)
+    make = add("init", "make a key for each role", under=keys)
+    make.add_argument("--scheme", choices=("ed25519", "ecdsa"), default="ed25519", help="ecdsa is what most KMS offer")
+    make.add_argument("--root-keys", type=int, default=3, metavar="N", help="how many root keys (default 3)")
+    make.add_argument("--passphrase", action="store_true", help="encrypt: from ACL_RELEASE_PASSPHRASE, or asked for")
+
+    repo = add("repo", "make a repository").add_subparsers(dest="verb", metavar="VERB", required=True)
+    init = add("init", "make a signed, empty repository", under=repo)
+    init.add_argument("--root-threshold", type=int, metavar="N", help="signatures a new root needs (default 2)")
+    init.add_argument(
+        "--expires",
+        action="append",
+        default=[],
+        metavar="ROLE=DURATION",
+        help="how long a role's metadata lives, such as timestamp=12h; may be repeated",
+    )
+
+    _add_build(add)
+    publish = add("publish", "publish built releases", _PUBLISH)
+    publish.add_argument("folders", nargs="+", type=Path, metavar="OUT_DIR", help="an output folder of build")
+    promote = add("promote", "let a channel offer a release")
+    promote.add_argument("release", metavar="VERSION")
+    promote.add_argument("--channel", required=True, metavar="NAME")
+    withdraw = add("withdraw", "forbid a release to all nodes", _WITHDRAW)
+    withdraw.add_argument("release", metavar="VERSION")
+    withdraw.add_argument("--why", required=True, metavar="TEXT", help="shown to every operator")
+    withdraw.add_argument("--instead", metavar="VERSION", help="what its channels offer from now on")
+    refresh = add("refresh", "renew the metadata that expires soon; needs the online keys only")
+    refresh.add_argument(
+        "--role", action="append", default=[], metavar="ROLE", help="renew this role too; may be repeated"
+    )
+    rotate = add("rotate-key", "replace a key", _ROTATE)
+    rotate.add_argument("key", metavar="NAME", help="a role, or a key's name such as root-2")
+    rotate.add_argument("--scheme", choices=("ed25519", "ecdsa"), default="ed25519")
+    reset = add("reset-epoch", "let nodes lower their floor of security epochs; signed by the root")
+    reset.add_argument("floor", type=int, metavar="N")
+    verify = add("verify", "prove a whole repository as a client would")
+    verify.add_argument("--url", metavar="URL", help="prove what is served there, by the roots in --repo")
+    add("status", "show roles, expiries, channels and releases")
+    serve = add("serve", "serve the repository over HTTP, for development")
+    serve.add_argument("--bind", default="127.0.0.1", metavar="ADDRESS", help="default 127.0.0.1")
+    serve.add_argument("--port", type=int, default=8080, help="default 8080; 0 takes a free one")
+    return top
+
+
+def _fill(target: argparse.ArgumentParser, *, suppress: bool) -> None:
+    """Add the options that may stand before or after the command; the later parser must not reset the earlier one."""
+    repo = Path(os.environ.get("ACL_RELEASE_REPO", "repo"))
+    target.add_argument(
+        "--repo",
+        type=Path,
+        default=argparse.SUPPRESS if suppress else repo,
+        metavar="DIR",
+        help="the repository (default $ACL_RELEASE_REPO or ./repo)",
+    )
+    target.add_argument(
+        "--keys",
+        type=Path,
+        action="append",
+        default=argparse.SUPPRESS if suppress else None,
+        metavar="DIR",
+        help="a folder of keys, such as a mounted stick (default $ACL_RELEASE_KEYS or ./keys); may be repeated",
+    )
+    target.add_argument(
+        "--now",
+        default=argparse.SUPPRESS if suppress else None,
+        metavar="TIME",
+        help="sign and judge as at this time, such as 2026-11-20T05:00:00Z: for tests",
+    )
+    target.add_argument(
+        "--json", action="store_true", default=argparse.SUPPRESS if suppress else False, help="print JSON"
+    )
+    target.add_argument(
+        "-v", "--verbose", action="store_true", default=argparse.SUPPRESS if suppress else False, help="say more"
+    )
+
+
+def _add_build(add: Callable[..., argparse.ArgumentParser]) -> None:
+    module = _build_command()
+    if module is not None:
+        module.add_build_arguments(add("build", "make a release from a root tree or a root image"))
+
+
+def _build_command() -> Any:
+    """Return the module that builds releases, None where only the signing half is installed."""
+    try:
+        return importlib.import_module("updater.release.build_command")
+    except ModuleNotFoundError:
+        return None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code (see docs/exit-codes.md)."""
+    from updater.errors import ExitCode, UpdaterError
+
+    args = parser().parse_args(argv)
+    logging.basicConfig(
+        level=logging.INFO if args.verbose else logging.WARNING, format="acl-release: %(message)s", stream=sys.stderr
+    )
+    try:
+        if args.command == "build":
+            return int(_build_command().run_build(args))
+        from updater.release.commands import run
+
+        return run(args)
+    except UpdaterError as error:
+        from updater.release.commands import show_error
+
+        return show_error(error, as_json=args.json)
+    except KeyboardInterrupt:
+        print(
+            "acl-release: interrupted. Nothing unfinished is visible to nodes; the same command goes on.",
+            file=sys.stderr,
+        )
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        return ExitCode.FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""Publishing of built releases: bytes first, then the metadata that makes them visible."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from updater.errors import EnvironmentFailure, InvalidDocument, Refused
+from updater.files import CHUNK_BYTES, Directory, explained
+from updater.manifest import BLOCK_BYTES, Artifact, Manifest, Root, parse_manifest
+from updater.release.repository import Repository
+from updater.schema import MAX_DOCUMENT_BYTES
+from updater.verity import build_tree
+from updater.versions import Version
+
+log = logging.getLogger(__name__)
+
+Proof = Callable[[Iterator[bytes]], str]
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of a release: where it lies, where it goes, and what its bytes must prove to be.
+
+    `proof` returns a sentence on what is wrong with the bytes, or an empty text.
+    """
+
+    source: Path
+    path: str
+    length_bytes: int
+    proof: Proof
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """A folder that `acl-release build` made."""
+
+    folder: Path
+    manifest: Manifest
+    raw: bytes
+
+    def files(self) -> list[File]:
+        """Return what is published beside the manifest, in the order in which it must be proven."""
+        manifest, root = self.manifest, self.manifest.root
+        base = f"images/{root.root_hash}"
+        verity = _Verity(root)
+        found = [
+            File(self.folder / "root.img", f"{base}/data", root.length_bytes, verity.image),
+            File(self.folder / "root.tree", f"{base}/tree", root.tree_length_bytes, verity.tree),
+            _blob(self.folder / "uki.efi", manifest.uki),
+        ]
+        found += [
+            _blob(self.folder / "addons" / addon.name, Artifact(addon.length_bytes, addon.sha256))
+            for addon in manifest.addons
+        ]
+        if manifest.sbom is not None:
+            found.append(_blob(self.folder / "sbom.cdx.json", manifest.sbom))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What became of one build; `new` is False when it was published before."""
+
+    version: str
+    new: bool
+    bytes_written: int
+
+
+def read_build(folder: Path) -> Build:
+    """Return the build in a folder; raise InvalidDocument or Refused when it is no build, or is not complete."""
+    at = folder / "manifest.json"
+    if not at.is_file():
+        raise Refused(
+            f"{folder} holds no manifest.json", mend="give the output folder of `acl-release build`", reason="no-build"
+        )
+    with explained(f"cannot read {at}", "see its owner and its medium"), at.open("rb") as file:
+        raw = file.read(MAX_DOCUMENT_BYTES + 1)
+    build = Build(folder, parse_manifest(raw, str(at)), raw)
+    for needed in build.files():
+        length = needed.source.stat().st_size if needed.source.is_file() else -1
+        if length != needed.length_bytes:
+            raise InvalidDocument(
+                str(needed.source),
+                "",
+                "it is missing"
+                if length < 0
+                else f"it has {length} bytes, and the manifest says {needed.length_bytes}",
+                "build the release anew",
+            )
+    return build
+
+
+def publish(repository: Repository, folders: Sequence[Path]) -> list[Published]:
+    """Publish builds as one revision; return what became of each.
+
+    The same build again changes nothing, and mends what an interrupted run left. Raises Refused (`version-exists`)
+    when a version is published with another manifest, InvalidDocument when a file is not what its manifest says;
+    nothing is visible then.
+    """
+    builds = [read_build(folder) for folder in folders]
+    for build in builds:
+        _refuse_other_bytes(repository, build)
+    for first, second in itertools.combinations(builds, 2):
+        if first.manifest.release == second.manifest.release and first.raw != second.raw:
+            raise _version_exists(second.manifest.version, str(first.folder))
+    _refuse_no_space(repository.folder, builds)
+    written = [sum(_place(repository.folder, file) for file in build.files()) for build in builds]
+    new = [repository.put_target(f"manifests/{build.manifest.version}.json", build.raw) for build in builds]
+    repository.publish()
+    return [
+        Published(build.manifest.version, is_new, count)
+        for build, is_new, count in zip(builds, new, written, strict=True)
+    ]
+
+
+def _refuse_other_bytes(repository: Repository, build: Build) -> None:
+    for version in repository.versions():
+        # 1.0 and 1.0.0 are the same release to every node.
+        if Version(version) != build.manifest.release:
+            continue
+        if version != build.manifest.version or repository.target(f"manifests/{version}.json") != build.raw:
+            raise _version_exists(build.manifest.version, f"the repository, as {version}")
+
+
+def _version_exists(version: str, where: str) -> Refused:
+    return Refused(
+        f"release {version} is already in {where}, with other bytes",
+        mend="a version never changes: build it again under a new one",
+        reason="version-exists",
+    )
+
+
+def _refuse_no_space(folder: Directory, builds: Sequence[Build]) -> None:
+    needed = sum(
+        file.length_bytes for build in builds for file in build.files() if folder.size(file.path) != file.length_bytes
+    )
+    free = folder.free_bytes()
+    if needed > free:
+        raise EnvironmentFailure(
+            f"the repository needs {needed} bytes more, and its file system has {free}",
+            mend="make room there",
+            reason="no-space",
+        )
+
+
+def _place(folder: Directory, file: File) -> int:
+    """Bring one file into the repository and prove it there; return the bytes written."""
+    if folder.size(file.path) == file.length_bytes and not file.proof(folder.chunks(file.path)):
+        return 0
+    log.info("publish: %s as %s", file.source, file.path)
+    with explained(f"cannot read {file.source}", "see its owner and its medium"):
+        folder.write_new(file.path, _chunks(file.source))
+    # Proven where it lies, so that neither a source that changes meanwhile nor a bad copy goes unnoticed.
+    wrong = file.proof(folder.chunks(file.path))
+    if wrong:
+        folder.remove(file.path)
+        raise InvalidDocument(str(file.source), "", f"it {wrong}", "build the release anew")
+    return file.length_bytes
+
+
+def _chunks(source: Path) -> Iterator[bytes]:
+    with source.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            yield chunk
+
+
+def _blob(source: Path, artifact: Artifact) -> File:
+    digest = artifact.sha256
+
+    def proof(chunks: Iterator[bytes]) -> str:
+        found = _sha256(chunks)
+        return "" if found == digest else f"has SHA-256 {found}, and the manifest says {digest}"
+
+    return File(source, f"blobs/{digest[:2]}/{digest}", artifact.length_bytes, proof)
+
+
+class _Verity:
+    """Proves an image, then its tree block by block: the root hash alone covers only a tree's first block."""
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self._tree_sha256 = ""
+
+    def image(self, chunks: Iterator[bytes]) -> str:
+        tree, found = build_tree(_whole_blocks(chunks), bytes.fromhex(self._root.salt))
+        if found != self._root.root_hash:
+            return f"has root hash {found}, and the manifest says {self._root.root_hash}"
+        self._tree_sha256 = hashlib.sha256(tree).hexdigest()
+        return ""
+
+    def tree(self, chunks: Iterator[bytes]) -> str:
+        if not self._tree_sha256:
+            return "cannot be judged, because its image is wrong"
+        return "" if _sha256(chunks) == self._tree_sha256 else "is not the hash tree of its image"
+
+
+def _sha256(chunks: Iterator[bytes]) -> str:
+    found = hashlib.sha256()
+    for chunk in chunks:
+        found.update(chunk)
+    return found.hexdigest()
+
+
+def _whole_blocks(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the same bytes in pieces of whole blocks, as hashing wants them."""
+    rest = b""
+    for chunk in chunks:
+        joined = rest + chunk
+        cut = len(joined) - len(joined) % BLOCK_BYTES
+        rest = joined[cut:]
+        if cut:
+            yield joined[:cut]
+    if rest:
+        yield rest
