@@ -92,6 +92,8 @@ class SimulatedDirectory:
 
     def _put(self, path: str, content: bytes) -> None:
         key = self._key(path)
+        if any(key.startswith(f"{other}/") for other in self._files):
+            raise EnvironmentFailure(f"cannot write {path}: a file stands where a folder should", reason="file-error")
         name = self._files[key][0] if key in self._files else path
         used = sum(_clusters(old) for other, (_, old) in self._files.items() if other != key)
         if used + _clusters(content) > self.capacity_bytes:
@@ -164,6 +166,8 @@ class SimulatedDirectory:
         return self.capacity_bytes - sum(_clusters(content) for _, content in self._files.values())
 
     def is_read_only(self, path: str) -> bool:
+        if self._key(path) not in self._files:
+            raise EnvironmentFailure(f"cannot look at {path}: it is not there", reason="file-error")
         return self._key(path) in self.read_only
 
 
