@@ -33,6 +33,8 @@ from integration.lab.server import ServerFault
 from integration.lab.timeline import Outcome
 from updater.errors import EnvironmentFailure
 
+# A good release on a busy machine needs time, and no more than this to show that it holds.
+_GOOD_HEALTH = {"health": {"deadline_s": 600, "hold_s": 3}}
 _FILLER = "/var/acl-lab-filler.bin"
 
 
@@ -137,6 +139,8 @@ def _(action: Tamper, run: Run) -> None:
         run.disk.truncate_file(action.file, action.truncate_bytes)
     elif action.file is not None and action.at_byte is not None:
         run.disk.flip_file(action.file, action.at_byte)
+    elif action.file is not None and action.rename is not None:
+        run.disk.rename_file(action.file, action.rename)
 
 
 @perform.register
@@ -204,6 +208,7 @@ def _(action: int, run: Run) -> None:
     if run.machine.is_on:
         run.machine.power_off()
     run.faults.clear()
+    run.config = merged(run.config, _GOOD_HEALTH)
     perform(Offline(run=f"update --to {run.version(action)}"), run)
     perform(Boot(until=Condition(committed=action)), run)
 

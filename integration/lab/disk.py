@@ -113,6 +113,10 @@ class Disk:
             )
         self._put(path, content[:length])
 
+    def rename_file(self, path: str, name: str) -> None:
+        """Give a file on the ESP another name in its folder."""
+        run([_tool("mren"), "-i", self._esp_image(), f"::{path}", name])
+
     def fill_esp(self, leave_bytes: int) -> int:
         """Fill the ESP up to `leave_bytes`; return how long the filler is."""
         free = self._esp_free_bytes() - leave_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +59,9 @@ def smbios_strings(given: Given) -> list[str]:
     if given.kernel_parameters:
         # systemd-stub takes the first string of this name only, so all parameters travel in one.
         strings.append("io.systemd.stub.kernel-cmdline-extra=" + " ".join(given.kernel_parameters))
-    strings += [f"io.systemd.credential:{name}={value}" for name, value in sorted(given.credentials.items())]
+    for name, value in sorted(given.credentials.items()):
+        # Base64, because QEMU and the firmware's tables have their own ideas about commas and newlines.
+        strings.append(f"io.systemd.credential.binary:{name}={b64encode(value.encode()).decode()}")
     return strings
 
 

@@ -35,6 +35,7 @@ _TOO_LARGE = 5
 _LARGE_BYTES = 8 << 30
 # Well within the life of a timestamp, and longer than any run.
 _FRESH_S = 12 * 3600
+_UNUSED_S = 4 * 3600
 
 
 def make_stock() -> Stock:
@@ -96,8 +97,16 @@ def _make(folder: Path, final: Path) -> None:
     promote(repository, keys, VERSIONS[2][0])
     for build_folder in builds:
         shutil.rmtree(build_folder)
+    _forget_old(final)
     (folder / "releases.json").write_text(json.dumps(known, indent=2))
     (folder / "loader").write_text(f"{parts.tools.loader_version}\n")
+
+
+def _forget_old(final: Path) -> None:
+    """Remove stocks that nobody has used for a while: each weighs gigabytes, and every change of a source makes one."""
+    for other in final.parent.iterdir():
+        if other.is_dir() and other != final and time.time() - other.stat().st_mtime > _UNUSED_S:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _publish_too_large(repository: Path, keys: Path, model: Path) -> dict[str, str]:

@@ -53,14 +53,8 @@ def acl_release(*words: str | Path) -> str:
 
 def expire(repository: Path, keys: Path) -> None:
     """Let snapshot and timestamp expire, as if their keeper had renewed them for the last time a year ago."""
-    from datetime import UTC, datetime, timedelta
-
-    from updater.release.keys import KeyRing
-    from updater.release.repository import opened
-
-    with opened(repository, KeyRing([keys]), lambda: datetime.now(UTC) - timedelta(days=365)) as opened_repository:
-        opened_repository.change("timestamp", "snapshot")
-        opened_repository.publish()
+    roles = ("--role", "snapshot", "--role", "timestamp")
+    acl_release("refresh", *roles, "--now", "2025-11-20T00:00:00Z", "--repo", repository, "--keys", keys)
 
 
 def promote(repository: Path, keys: Path, version: str) -> None:

@@ -69,9 +69,11 @@ class Run:
         return self.machine.boots[-1] if self.machine.boots else None
 
     def give(self) -> None:
-        """Hand the next boots their faults and their configuration, from outside."""
-        parameters = tuple(f"acl.lab.fault={self.version(f.release)}:{f.name}" for f in self.faults)
-        self.machine.given = Given(parameters, credentials(self.node_config(network_address())))
+        """Hand the next boots their faults, parameters, drop-ins and configuration, from outside."""
+        faults = tuple(f"acl.lab.fault={self.version(f.release)}:{f.name}" for f in self.faults)
+        drop_ins = {f"systemd.unit-dropin.{unit}": text for unit, text in self.scenario.units.items()}
+        credentials = {"tmpfiles.extra": tmpfiles_line(self.node_config(network_address())), **drop_ins}
+        self.machine.given = Given((*self.scenario.kernel, *faults), credentials)
 
     def node_config(self, host: str) -> dict[str, Any]:
         """Return the configuration of the node, which reaches the server at `host`."""
@@ -100,14 +102,14 @@ class Run:
             )
 
 
-def credentials(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the credential that makes systemd-tmpfiles write the node's configuration early in each boot.
+def tmpfiles_line(config: Mapping[str, Any]) -> str:
+    """Return the line that makes systemd-tmpfiles write the node's configuration early in each boot.
 
     JSON is YAML as well, and fits the one line that tmpfiles.d has for a file's content; `%` begins a specifier
     there, a backslash an escape.
     """
     content = json.dumps(config).replace("\\", "\\\\").replace("%", "%%")
-    return {"tmpfiles.extra": f"f+ {_CONFIG_PATH} 0644 root root - {content}"}
+    return f"f+ {_CONFIG_PATH} 0644 root root - {content}"
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

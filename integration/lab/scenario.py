@@ -152,8 +152,8 @@ class Cut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Tamper(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Change bytes on the powered-off disk, behind everybody's back.
 
-    Either 4096-byte block `block` of a slot's data partition, or a file of the ESP: truncated to `truncate_bytes`, or
-    with the byte at `at_byte` changed.
+    Either 4096-byte block `block` of a slot's data partition, or a file of the ESP: truncated to `truncate_bytes`,
+    with the byte at `at_byte` changed, or renamed to `rename` in its folder.
     """
 
     slot: SlotName | None = None
@@ -161,14 +161,16 @@ class Tamper(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     file: Text | None = None
     truncate_bytes: Annotated[int, limited("write a length in bytes", ge=0)] | None = None
     at_byte: Annotated[int, limited("write an offset in bytes", ge=0)] | None = None
+    rename: EntryPattern | None = None
 
     def __post_init__(self) -> None:
         if (self.slot is None) == (self.file is None):
             raise _Wrong("scenario", "", "it needs one object", "give `slot` and `block`, or `file`")
         if self.slot is not None and self.block is None:
             raise _Wrong("scenario", "block", "the key 'block' is missing", "add it")
-        if self.file is not None and (self.truncate_bytes is None) == (self.at_byte is None):
-            raise _Wrong("scenario", "file", "it needs one change", "give either `truncate_bytes` or `at_byte`")
+        changes = [item for item in (self.truncate_bytes, self.at_byte, self.rename) if item is not None]
+        if self.file is not None and len(changes) != 1:
+            raise _Wrong("scenario", "file", "it needs one change", "give `truncate_bytes`, `at_byte` or `rename`")
 
 
 class Fill(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -218,7 +220,7 @@ class SeenBoot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What must be true now.
 
-    `boots` lists every boot since the last `expect` that listed boots, as seen from outside. `slot` and `release` are
+    `boots` lists every boot since the last `expect` that listed boots, the running one included, as seen from outside. `slot` and `release` are
     those of the last boot. `loader` is the loader's order on the ESP, bad entries last. `holds` says which release's
     root a slot bears in the partition table; `unchanged` slots have the same bytes, UKI and table entry as at the
     scenario's start. `situation`, `phase`, `says`, `quarantine`, `put_off` (tries that ended without evidence),
@@ -283,13 +285,19 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A whole scenario."""
+    """A whole scenario.
+
+    `config` goes over the node's configuration; `kernel` are parameters for every boot; `units` are drop-ins for
+    systemd units, by unit name, for the initrd and the system: shorter deadlines, mostly.
+    """
 
     name: Name
     summary: Text
     steps: Annotated[list[Step], limited("list 1 to 100 steps", min_length=1, max_length=100)]
     tags: list[Name] = []
     config: dict[str, Any] = {}
+    kernel: list[Annotated[str, limited("write one kernel parameter", pattern=r"^[!-~]{1,200}$(?!\n)")]] = []
+    units: dict[str, Text] = {}
     memory_mib: Annotated[int, limited("write MiB, from 256 to 16384", ge=256, le=16384)] = 1024
     watchdog: bool = True
 

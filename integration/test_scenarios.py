@@ -1,0 +1,32 @@
+"""Every shipped scenario, on real firmware: `acl-lab run NAME` runs one of them by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from integration.lab.runner import execute
+from integration.lab.scenario import find_scenarios, load_scenario
+from integration.lab.stock import Stock
+
+# Those with most boots begin first, so that the last machine does not run alone for long.
+_LONGEST_FIRST = ("hang-", "power-cut-write", "kernel-panic", "initrd-", "init-", "power-cut-", "health-", "downgrade-")
+
+
+def _order(path: Path) -> tuple[int, str]:
+    rank = next((at for at, start in enumerate(_LONGEST_FIRST) if path.stem.startswith(start)), len(_LONGEST_FIRST))
+    return (rank, path.stem)
+
+
+@pytest.mark.qemu
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("path", sorted(find_scenarios(), key=_order), ids=lambda path: path.stem)
+def test_scenario_holds(path: Path, stock: Stock, results: Path) -> None:
+    scenario = load_scenario(path)
+    if "demo" in scenario.tags:
+        pytest.skip("`make demo` runs it on a repository of its own")
+    report = execute(stock, scenario, results / scenario.name)
+    for event in report.events:
+        print(f"{event.at_s:8.1f}  {event.boot or '-':>2}  {event.kind:10} {event.text}")
+    assert report.passed, f"{report.problem}\n(reports and serial logs: {results / scenario.name})"
