@@ -40,8 +40,8 @@ SECOND_PACKAGES = (
 BUILD_PACKAGES = ("dracut", "dracut-core", "zstd", "cpio")
 UNUSED_PACKAGES = ("apt", "perl-base", "debconf")
 INITRD_MODULES = (
-    "base systemd systemd-initrd systemd-veritysetup systemd-udevd systemd-modules-load systemd-sysctl systemd-journald "
-    "dm rootfs-block udev-rules fs-lib"
+    "base systemd systemd-initrd systemd-veritysetup systemd-udevd systemd-modules-load systemd-sysctl "
+    "systemd-journald dm rootfs-block udev-rules fs-lib"
 )
 INITRD_DRIVERS = (
     "virtio_blk virtio_pci virtio_scsi sd_mod nvme ahci hv_storvsc virtio_rng erofs dm_mod dm_verity overlay ext4 vfat "

@@ -113,7 +113,14 @@ class PackageStore:
     def __init__(self, folder: Path, source_stanzas: str, *, install_into: Path | None = None) -> None:
         """Write the configuration into `folder`; `install_into` names a root for dpkg to work in."""
         self._folder = folder
-        for name in ("etc/apt.conf.d", "etc/preferences.d", "etc/sources.list.d", "state/lists/partial", "cache/archives/partial", "log"):
+        for name in (
+            "etc/apt.conf.d",
+            "etc/preferences.d",
+            "etc/sources.list.d",
+            "state/lists/partial",
+            "cache/archives/partial",
+            "log",
+        ):
             (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / "state/status").touch()
         (folder / "etc/sources.list.d/debian.sources").write_text(source_stanzas)

@@ -69,7 +69,7 @@ def _partition(layout: Layout, release: BuiltRelease, disk: Path, seed: str) -> 
         if partition.slot is not None:
             attributes = ', attrs="GUID:60"'
         lines.append(
-            f'start={offset // _SECTOR}, size={partition.length_bytes // _SECTOR}, type={partition.type_guid}, '
+            f"start={offset // _SECTOR}, size={partition.length_bytes // _SECTOR}, type={partition.type_guid}, "
             f'uuid={partuuid}, name="{partition.label}"{attributes}'
         )
         offset += partition.length_bytes
@@ -118,16 +118,12 @@ def _fill_esp(
         run([find_tool("mcopy", package="mtools"), "-s", "-i", image, *(files / top for top in tops), "::"])
 
 
-def _fill_state(
-    state: LayoutPartition, offsets: dict[str, int], release: BuiltRelease, disk: Path, seed: str
-) -> None:
+def _fill_state(state: LayoutPartition, offsets: dict[str, int], release: BuiltRelease, disk: Path, seed: str) -> None:
     with tempfile.TemporaryDirectory(dir=disk.parent) as folder:
         records = Path(folder) / "lib/acl-updater"
         (records / "manifests").mkdir(parents=True)
         (records / FACTORY_LEDGER).write_bytes(factory_ledger(release))
-        shutil.copyfile(
-            release.folder / "manifest.json", records / "manifests" / f"{release.manifest.version}.json"
-        )
+        shutil.copyfile(release.folder / "manifest.json", records / "manifests" / f"{release.manifest.version}.json")
         run(
             [
                 find_tool("mke2fs", package="e2fsprogs"),

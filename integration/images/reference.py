@@ -21,7 +21,13 @@ log = logging.getLogger(__name__)
 
 IMAGE_ID = "acl-reference"
 _HERE = Path(__file__).parent
-_CONSOLE = ("console=tty0", "console=ttyS0,115200", "systemd.show_status=1", "systemd.gpt_auto=0", "systemd.getty_auto=0")
+_CONSOLE = (
+    "console=tty0",
+    "console=ttyS0,115200",
+    "systemd.show_status=1",
+    "systemd.gpt_auto=0",
+    "systemd.getty_auto=0",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,7 @@ class ReleaseSpec:
     lab: bool = True
     security_epoch: int = 0
     signing: SecureBoot | None = None
+    checked: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +68,6 @@ def build(spec: ReleaseSpec, out: Path, ingredients: ReferenceImages | None = No
     built = datetime.fromtimestamp(EPOCH, UTC) + timedelta(days=1)
     mtime_s = int(built.timestamp())
     out.mkdir(parents=True, exist_ok=True)
-    os_release = TreeFile(_os_release(spec.version))
     layers: list[Layer] = [read_files(_HERE / "vendor/root"), _vendor_links(), product_layer(parts.tools)]
     initrd = read_files(_HERE / "vendor/initrd")
     panic_s = 10
@@ -70,7 +76,7 @@ def build(spec: ReleaseSpec, out: Path, ingredients: ReferenceImages | None = No
         layers += [read_files(_HERE / "lab/root"), mark]
         initrd.update({**read_files(_HERE / "lab/initrd"), **mark})
         panic_s = 1
-    layers += [{"usr/lib/os-release": os_release}, spec.changes]
+    layers += [{"usr/lib/os-release": TreeFile(_os_release(spec.version))}, spec.changes]
     tree = out / "tree.tar"
     compose(parts.base.tar, layers, spec.removed, tree, mtime_s=EPOCH)
     overlay = out / "vendor.initrd"
@@ -86,13 +92,13 @@ def build(spec: ReleaseSpec, out: Path, ingredients: ReferenceImages | None = No
                 kernel=parts.base.kernel,
                 kernel_version=parts.base.kernel_version,
                 initrds=[parts.base.initrd, overlay],
-                os_release=os_release.content,
                 out=out,
                 panic_s=panic_s,
                 security_epoch=spec.security_epoch,
                 command_line=_CONSOLE,
                 stub=parts.tools.stub,
                 signing=spec.signing,
+                checked=spec.checked,
             )
         )
     finally:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
+import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from updater.errors import InvalidDocument
-from updater.manifest import Artifact, Manifest, Root
+from updater.manifest import Artifact, Manifest, Root, parse_manifest
 from updater.release.cpio import TreeFile, read_files, write_cpio
-from updater.release.erofs import make_root_image, pad_to_blocks
-from updater.release.hashtree import make_hash_tree
+from updater.release.erofs import extract_root_image, make_root_image, pad_to_blocks
+from updater.release.hashtree import HashTree, make_hash_tree
+from updater.release.image_checks import check_root_tree, require_sound
+from updater.release.root_tree import RootTree, open_root_tree, read_text
+from updater.release.sbom import installed_packages, make_sbom, vendor_of
 from updater.release.uki import DEADLINES, SecureBoot, UkiParts, make_uki
+from updater.release.uki_checks import check_uki
 from updater.schema import encode_json
 
 log = logging.getLogger(__name__)
@@ -35,7 +42,11 @@ _SHARED_WITH_INITRD = (
 
 @dataclass(frozen=True, slots=True)
 class BuildInputs:
-    """What a release is made of; `root` is a tree (folder or tar), or a ready image where `root_is_image`."""
+    """What a release is made of; `root` is a tree (folder or tar), or a ready image where `root_is_image`.
+
+    The kernel and the initrds come from outside the tree, since each vendor builds them differently; the updater's
+    deadlines are appended to the initrds. `checked` is false only for images that are meant to be broken.
+    """
 
     version: str
     image_id: str
@@ -46,13 +57,13 @@ class BuildInputs:
     out: Path
     root_is_image: bool = False
     kernel_version: str = ""
-    os_release: bytes = b""
     layouts: Sequence[str] = ("dps-root",)
     security_epoch: int = 0
     panic_s: int = 10
     command_line: Sequence[str] = ()
     stub: Path | None = None
     signing: SecureBoot | None = None
+    checked: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +92,8 @@ class BuiltRelease:
 def build_release(inputs: BuildInputs) -> BuiltRelease:
     """Build a release into `inputs.out`; the same inputs give the same bytes.
 
-    Raises InvalidDocument for a bad version or name, and EnvironmentFailure for a missing tool.
+    Raises InvalidDocument for a bad version or name, Refused for an image whose failed boot would not end by itself,
+    and EnvironmentFailure for a missing tool.
     """
     if inputs.built.tzinfo is None:
         raise InvalidDocument("build", "built", "the time has no zone", "give it in UTC")
@@ -93,37 +105,22 @@ def build_release(inputs: BuildInputs) -> BuiltRelease:
     # the blocks that it already holds.
     salt = hashlib.sha256(f"salt/{inputs.image_id}".encode()).digest()
     image = folder / "root.img"
-    log.info("%s: root image", inputs.version)
+    log.info("%s: checking the root, listing its packages", inputs.version)
+    with _opened(inputs) as root:
+        if inputs.checked:
+            require_sound(check_root_tree(root, inputs.version), str(inputs.root))
+        os_release = (read_text(root, "etc/os-release") or read_text(root, "usr/lib/os-release") or "").encode()
+        _write_sbom(inputs, root, identity)
+    log.info("%s: root image and hash tree", inputs.version)
     if inputs.root_is_image:
-        image.write_bytes(b"")
-        _copy(inputs.root, image)
+        shutil.copyfile(inputs.root, image)
         length_bytes = pad_to_blocks(image)
     else:
         length_bytes = make_root_image(inputs.root, image, uuid=identity, mtime_s=mtime_s)
-    log.info("%s: hash tree", inputs.version)
     tree = make_hash_tree(image, folder / "root.tree", salt=salt, uuid=identity)
     log.info("%s: UKI", inputs.version)
-    _build_uki(inputs, folder, tree.root_hash, mtime_s)
-    manifest = Manifest(
-        format=1,
-        version=inputs.version,
-        image_id=inputs.image_id,
-        architecture="x86-64",
-        layouts=list(inputs.layouts),
-        built=inputs.built.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        security_epoch=inputs.security_epoch,
-        root=Root(
-            length_bytes=length_bytes,
-            tree_length_bytes=tree.length_bytes,
-            root_hash=tree.root_hash,
-            salt=salt.hex(),
-            uuid=str(identity),
-        ),
-        uki=artifact(folder / "uki.efi"),
-        addons=[],
-        sbom=None,
-    )
-    (folder / "manifest.json").write_bytes(encode_json(manifest))
+    _build_uki(inputs, folder, os_release, tree.root_hash, mtime_s)
+    manifest = _manifest(inputs, folder, identity, salt, length_bytes, tree)
     return BuiltRelease(folder, manifest)
 
 
@@ -145,25 +142,73 @@ def artifact(path: Path) -> Artifact:
     return Artifact(length_bytes=path.stat().st_size, sha256=digest)
 
 
-def _build_uki(inputs: BuildInputs, folder: Path, root_hash: str, mtime_s: int) -> None:
+def _build_uki(inputs: BuildInputs, folder: Path, os_release: bytes, root_hash: str, mtime_s: int) -> None:
     overlay = folder / "initrd.overlay"
-    overlay.write_bytes(write_cpio(initrd_overlay(), mtime_s))
-    os_release = folder / "os-release"
-    os_release.write_bytes(inputs.os_release)
+    deadlines = write_cpio(initrd_overlay(), mtime_s)
+    overlay.write_bytes(deadlines)
+    osrel = folder / "os-release"
+    osrel.write_bytes(os_release)
     parts = UkiParts(
         kernel=inputs.kernel,
         initrds=[*inputs.initrds, overlay],
         command_line=command_line(root_hash, inputs.panic_s, inputs.command_line),
-        os_release=os_release,
+        os_release=osrel,
         stub=inputs.stub,
         kernel_version=inputs.kernel_version,
     )
     make_uki(parts, folder / "uki.efi", mtime_s=mtime_s, signing=inputs.signing)
     overlay.unlink()
-    os_release.unlink()
+    osrel.unlink()
+    if inputs.checked:
+        require_sound(check_uki(folder / "uki.efi", root_hash, deadlines), "uki.efi")
 
 
-def _copy(source: Path, target: Path) -> None:
-    with source.open("rb") as reader, target.open("wb") as writer:
-        while chunk := reader.read(1 << 20):
-            writer.write(chunk)
+def _manifest(
+    inputs: BuildInputs, folder: Path, identity: uuid.UUID, salt: bytes, length_bytes: int, tree: HashTree
+) -> Manifest:
+    manifest = Manifest(
+        format=1,
+        version=inputs.version,
+        image_id=inputs.image_id,
+        architecture="x86-64",
+        layouts=list(inputs.layouts),
+        built=inputs.built.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        security_epoch=inputs.security_epoch,
+        root=Root(
+            length_bytes=length_bytes,
+            tree_length_bytes=tree.length_bytes,
+            root_hash=tree.root_hash,
+            salt=salt.hex(),
+            uuid=str(identity),
+        ),
+        uki=artifact(folder / "uki.efi"),
+        sbom=artifact(folder / "sbom.cdx.json"),
+    )
+    raw = encode_json(manifest)
+    (folder / "manifest.json").write_bytes(raw)
+    # The constructor checks no limits: read it as a node will.
+    return parse_manifest(raw, "manifest.json")
+
+
+def _write_sbom(inputs: BuildInputs, root: RootTree, identity: uuid.UUID) -> None:
+    raw = make_sbom(
+        installed_packages(root),
+        image_id=inputs.image_id,
+        version=inputs.version,
+        vendor=vendor_of(root),
+        built=inputs.built,
+        serial=identity,
+    )
+    (inputs.out / "sbom.cdx.json").write_bytes(raw)
+
+
+@contextmanager
+def _opened(inputs: BuildInputs) -> Iterator[RootTree]:
+    if not inputs.root_is_image:
+        with open_root_tree(inputs.root) as root:
+            yield root
+        return
+    with tempfile.TemporaryDirectory(dir=inputs.out) as folder:
+        extract_root_image(inputs.root, Path(folder))
+        with open_root_tree(Path(folder)) as root:
+            yield root

@@ -39,3 +39,17 @@ def pad_to_blocks(image: Path) -> int:
         with image.open("r+b") as file:
             file.truncate(padded)
     return padded
+
+
+def extract_root_image(image: Path, folder: Path) -> None:
+    """Unpack an erofs image into a folder, for looking at: owners and modes are not kept."""
+    run(
+        [
+            find_tool("fsck.erofs", package="erofs-utils"),
+            "--no-preserve",
+            "--overwrite",
+            f"--extract={folder}",
+            image,
+        ],
+        timeout_s=1800,
+    )

@@ -1,0 +1,187 @@
+"""What an image must bring along so that a failed boot ends, by itself, on the release before it.
+
+A root tree without these masks and deadlines is refused before it becomes a release: on a node nobody could mend it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from updater.errors import Refused
+from updater.release.root_tree import RootTree, read_text, resolve
+from updater.release.unit_files import Units, parse_settings, time_span_s
+
+HEALTH = "acl-updater-health.service"
+COMPLETE = "boot-complete.target"
+DEADLINE = "acl-updater-deadline.timer"
+_MASKED = {
+    "systemd-bless-boot.service": "it would call every boot good that reaches userspace, without a verdict",
+    "systemd-boot-update.service": "a release on trial would replace the loader that both slots share",
+}
+_REBOOTS = ("reboot", "reboot-force", "reboot-immediate")
+_WATCHDOG_DRIVERS = ("i6300esb", "iTCO_wdt", "sp5100_tco", "softdog", "wdat_wdt", "hpwdt", "ipmi_watchdog")
+_CONFIGURATION = ("etc/systemd", "usr/lib/systemd")
+_LEAST_WATCHDOG_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is missing: the path in the tree, why it matters, what to do."""
+
+    path: str
+    why: str
+    mend: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.why}; {self.mend}"
+
+
+def check_root_tree(tree: RootTree, version: str) -> list[Finding]:
+    """Return what the tree lacks; empty when it may become release `version`."""
+    units = Units(tree)
+    return [finding for check in _CHECKS for finding in check(tree, units)] + list(_identity(tree, version))
+
+
+def require_sound(findings: list[Finding], what: str) -> None:
+    """Raise Refused, naming every finding."""
+    if findings:
+        listed = "\n  ".join(map(str, findings))
+        raise Refused(
+            f"{what} lacks {len(findings)} of the things that a failed boot ends by:\n  {listed}\n",
+            mend="mend the tree, or install the updater's units and preset into it (docs/operations.md)",
+            reason="image-unsafe",
+        )
+
+
+def _masks(tree: RootTree, units: Units) -> Iterator[Finding]:
+    for unit, why in _MASKED.items():
+        if not units.is_masked(unit):
+            yield Finding(f"/etc/systemd/system/{unit}", why, "mask it: a link to /dev/null")
+
+
+def _boot_deadline(tree: RootTree, units: Units) -> Iterator[Finding]:
+    settings = units.settings(COMPLETE)
+    where = f"/usr/lib/systemd/system/{COMPLETE}.d/50-acl-updater.conf"
+    if not units.exists(COMPLETE):
+        yield Finding(f"/usr/lib/systemd/system/{COMPLETE}", "the unit is missing", "install systemd's own")
+    if time_span_s(_last(settings.get(("Unit", "JobTimeoutSec")))) <= 0:
+        yield Finding(where, "without JobTimeoutSec= a boot may wait for its verdict for ever", "set it")
+    if _last(settings.get(("Unit", "JobTimeoutAction"))) not in _REBOOTS:
+        yield Finding(where, "without JobTimeoutAction= the deadline has no consequence", "set it to reboot-force")
+    target = (resolve(tree, "etc/systemd/system/default.target") or "").rpartition("/")[2]
+    if target in ("", "default.target"):
+        target = (resolve(tree, "usr/lib/systemd/system/default.target") or "").rpartition("/")[2]
+    if not any(units.pulled_in(COMPLETE, by) for by in (target, "multi-user.target", "default.target")):
+        yield Finding(
+            f"/usr/lib/systemd/system/{target or 'multi-user.target'}",
+            f"it does not pull in {COMPLETE}, so nothing counts the time",
+            f"add Wants={COMPLETE} by a drop-in",
+        )
+    if not any(units.pulled_in(DEADLINE, by) for by in ("sysinit.target", "basic.target", "timers.target")):
+        yield Finding(
+            f"/usr/lib/systemd/system/{DEADLINE}",
+            "PID 1's second deadline is not enabled",
+            f"enable it: systemctl --root=… enable {DEADLINE}",
+        )
+
+
+def _health(tree: RootTree, units: Units) -> Iterator[Finding]:
+    where = f"/usr/lib/systemd/system/{HEALTH}"
+    if not units.exists(HEALTH) or units.is_masked(HEALTH):
+        yield Finding(where, "nobody judges a trial without it", "install the updater's units")
+        return
+    if not units.pulled_in(HEALTH, COMPLETE, strongly=True):
+        yield Finding(where, f"{COMPLETE} does not require it", f"enable it: systemctl --root=… enable {HEALTH}")
+    settings = units.settings(HEALTH)
+    if COMPLETE not in " ".join(settings.get(("Unit", "Before"), ())).split():
+        yield Finding(where, f"it is not ordered before {COMPLETE}", f"add Before={COMPLETE}")
+    if _last(settings.get(("Service", "Type"))) not in ("notify", "notify-reload"):
+        yield Finding(where, "it would count as started before it has a verdict", "set Type=notify")
+    program = _last(settings.get(("Service", "ExecStart"))).lstrip("@-:+!").split(" ")[0].strip("/")
+    if program and resolve(tree, program) not in set(tree.names()):
+        yield Finding(f"/{program}", "the program that judges a trial is missing", "install the updater")
+
+
+def _manager(tree: RootTree, units: Units) -> Iterator[Finding]:
+    names = ["etc/systemd/system.conf", *units.configuration("system.conf.d", _CONFIGURATION)]
+    manager = dict(pair for name in names for pair in parse_settings(read_text(tree, name) or ""))
+    where = "/usr/lib/systemd/system.conf.d/50-acl-updater.conf"
+    span = time_span_s(manager.get(("Manager", "RuntimeWatchdogSec"), ""))
+    if span <= 0:
+        yield Finding(where, "PID 1 feeds no watchdog, so a hang is never ended", "set RuntimeWatchdogSec=60s")
+    elif span < _LEAST_WATCHDOG_S:
+        yield Finding(
+            where, f"a watchdog of {span:g} s misfires on a busy machine", "set RuntimeWatchdogSec=30s or more"
+        )
+    crash = manager.get(("Manager", "CrashAction"), "")
+    if crash != "reboot" and manager.get(("Manager", "CrashReboot"), "no") not in ("yes", "true", "1", "on"):
+        yield Finding(where, "when PID 1 crashes it freezes", "set CrashAction=reboot")
+
+
+def _watchdog_stays(tree: RootTree, units: Units) -> Iterator[Finding]:
+    options = "\n".join(
+        read_text(tree, name) or ""
+        for name in tree.names()
+        if re.fullmatch(r"(etc|usr/lib|lib)/modprobe\.d/[^/]+\.conf", name)
+    )
+    present = {
+        found[1].replace("-", "_")
+        for name in tree.names()
+        if (found := re.search(r"/kernel/drivers/(?:watchdog|char/ipmi)/([^/]+)\.ko(?:\.[a-z]+)?$", name))
+    }
+    for driver in _WATCHDOG_DRIVERS:
+        stays = re.search(rf"^\s*options\s+{driver}\s+.*\bnowayout=(1|y|Y)\b", options, re.MULTILINE)
+        if driver in present and not stays:
+            yield Finding(
+                "/usr/lib/modprobe.d/50-acl-updater.conf",
+                f"{driver} is disarmed at the switch to root and when PID 1 crashes",
+                f"add: options {driver} nowayout=1",
+            )
+
+
+def _no_shell_waits(tree: RootTree, units: Units) -> Iterator[Finding]:
+    for unit in ("emergency.service", "rescue.service"):
+        if units.is_masked(unit):
+            continue
+        settings = units.settings(unit)
+        actions = [_last(settings.get(("Unit", f"{kind}Action"))) for kind in ("Success", "Failure")]
+        if any(action not in _REBOOTS for action in actions):
+            yield Finding(
+                f"/usr/lib/systemd/system/{unit}.d/50-acl-updater.conf",
+                "its shell would wait for ever on a console where nobody sits",
+                "set SuccessAction= and FailureAction=reboot-force, and a program that ends",
+            )
+
+
+def _identity(tree: RootTree, version: str) -> Iterator[Finding]:
+    known = set(tree.names())
+    if not any(resolve(tree, init) in known for init in ("sbin/init", "usr/lib/systemd/systemd")):
+        yield Finding("/sbin/init", "the root has no init", "install systemd")
+    fields = {
+        key: value.strip("\"'")
+        for key, _, value in (line.partition("=") for line in (read_text(tree, "etc/os-release") or "").splitlines())
+    }
+    for key, wanted in (("IMAGE_VERSION", version), ("IMAGE_ID", None), ("ID", None)):
+        value = fields.get(key, "")
+        if not value or (wanted is not None and value != wanted):
+            yield Finding(
+                "/usr/lib/os-release",
+                f"{key} is {value or 'missing'!r}, so a node cannot tell which release it runs",
+                f"write {key}={wanted or 'a name'}",
+            )
+
+
+def _last(values: object) -> str:
+    return str(values[-1]) if isinstance(values, list | tuple) and values else ""
+
+
+_CHECKS: tuple[Callable[[RootTree, Units], Iterator[Finding]], ...] = (
+    _masks,
+    _boot_deadline,
+    _health,
+    _manager,
+    _watchdog_stays,
+    _no_shell_waits,
+)

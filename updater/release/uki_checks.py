@@ -1,0 +1,59 @@
+"""What a UKI must say and hold so that its initrd cannot wait for ever: see `image_checks` for the root's part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from updater.release.image_checks import Finding
+
+_LONGEST_PANIC_S = 60
+
+
+def check_command_line(command_line: str, root_hash: str) -> list[Finding]:
+    """Return what a release's kernel command line lacks."""
+    words = command_line.split()
+    values = dict(word.split("=", 1) for word in words if "=" in word)
+    where = "kernel command line"
+    findings = []
+    if [word for word in words if word.startswith("roothash=")] != [f"roothash={root_hash}"]:
+        findings.append(
+            Finding(where, "roothash= does not name this image, and only this one", f"write roothash={root_hash}")
+        )
+    options = values.get("systemd.verity_root_options", "").split(",")
+    if not {"panic-on-corruption", "restart-on-corruption"} & set(options):
+        findings.append(
+            Finding(
+                where,
+                "a corrupt block would be an I/O error that the node lives on with",
+                "add systemd.verity_root_options=panic-on-corruption",
+            )
+        )
+    panic = values.get("panic", "0")
+    if not panic.lstrip("-").isdigit() or int(panic) == 0 or int(panic) > _LONGEST_PANIC_S:
+        findings.append(Finding(where, f"after a panic the kernel waits (panic={panic})", "add panic=10"))
+    if values.get("systemd.crash_action") != "reboot" and values.get("systemd.crash_reboot") not in ("yes", "1"):
+        findings.append(Finding(where, "a crash of the initrd's PID 1 freezes it", "add systemd.crash_action=reboot"))
+    return findings
+
+
+def check_uki(uki: Path, root_hash: str, initrd_overlay: bytes) -> list[Finding]:
+    """Return what a UKI lacks: its sections, its command line, the initrd's deadlines."""
+    import pefile
+
+    try:
+        with pefile.PE(str(uki), fast_load=True) as pe:
+            sections = {
+                section.Name.rstrip(b"\0").decode("ascii", "replace"): section.get_data()[: section.Misc_VirtualSize]
+                for section in pe.sections
+            }
+    except pefile.PEFormatError as error:
+        return [Finding(uki.name, f"it is no PE file: {error}", "build it with ukify")]
+    missing = [name for name in (".linux", ".initrd", ".cmdline", ".osrel") if name not in sections]
+    if missing:
+        return [Finding(uki.name, f"it has no section {', '.join(missing)}", "build it with ukify")]
+    findings = check_command_line(sections[".cmdline"].rstrip(b"\0").decode("utf-8", "replace").strip(), root_hash)
+    if initrd_overlay.rstrip(b"\0") not in sections[".initrd"]:
+        findings.append(
+            Finding(uki.name, "its initrd lacks the updater's deadlines", "let `acl-release build` append them")
+        )
+    return findings
