@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from updater.boot import entries, loader_model
@@ -12,6 +13,7 @@ from updater.efivars import EfiVariables, read_text
 from updater.errors import EnvironmentFailure
 from updater.files import Directory
 from updater.slots import Slot
+from updater.uki import read_os_release
 
 # Where firmware finds a loader: the removable-media path, and the one that a boot option names.
 LOADER_FOLDERS = ("EFI/BOOT", "EFI/systemd")
@@ -146,5 +148,27 @@ def _type2(esp: Directory, broken: list[str]) -> list[Candidate]:
         low = file.lower()
         if not low.endswith(".efi") or low.startswith((".", "auto-")):
             continue
-        listed.append(Candidate(file=file, kind="type2", path=f"/EFI/Linux/{file}"))
+        path = f"EFI/Linux/{file}"
+        try:
+            release = read_os_release(esp.chunks(path))
+        except EnvironmentFailure as error:
+            broken.append(f"/{path}: {error.message}")
+            continue
+        listed += _type2_entry(file, release)
     return listed
+
+
+def _type2_entry(file: str, release: Mapping[str, str] | None) -> list[Candidate]:
+    """Return the entry that a UKI makes by its own os-release (`bootspec_pick_name_version_sort_key`), or none."""
+    if release is None:
+        return []
+    title = _first(release, "PRETTY_NAME", "IMAGE_ID", "NAME", "ID")
+    key = _first(release, "IMAGE_ID", "ID")
+    if not title:
+        return []
+    version = _first(release, "IMAGE_VERSION", "VERSION", "VERSION_ID", "BUILD_ID")
+    return [Candidate(file, "type2", f"/EFI/Linux/{file}", version=version, sort_key=key or None, title=title)]
+
+
+def _first(release: Mapping[str, str], *keys: str) -> str:
+    return next((release[key] for key in keys if release.get(key)), "")
