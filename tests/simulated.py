@@ -75,6 +75,16 @@ class SimulatedDirectory:
         """Give a file the read-only attribute."""
         self.read_only.add(self._key(path))
 
+    def firmware_rename(self, old: str, new: str) -> None:
+        """Rename as a FAT driver does, which a cut leaves old, new, both or neither; ours never rename on FAT."""
+        content = self.files[old]
+        with_both = {**self.files, new: content}
+        without = {name: kept for name, kept in self.files.items() if name != old}
+        self.instants += [Instant(f"rename {old}, both", with_both), Instant(f"rename {old}, neither", without)]
+        del self._files[self._key(old)]
+        self._put(new, content)
+        self._effect(f"rename {old} to {new}")
+
     def _key(self, path: str) -> str:
         checked(path)
         return path.lower() if self.ignore_case else path
@@ -161,6 +171,10 @@ class SimulatedDirectory:
     def size(self, path: str) -> int | None:
         found = self._files.get(self._key(path))
         return len(found[1]) if found is not None else None
+
+    def rename_as_firmware(self, old: str, new: str) -> None:
+        """Rename a file as the firmware does for the loader: before any of our code runs, so no effect of ours."""
+        self._files[self._key(new)] = (new, self._files.pop(self._key(old))[1])
 
     def free_bytes(self) -> int:
         return self.capacity_bytes - sum(_clusters(content) for _, content in self._files.values())

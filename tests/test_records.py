@@ -227,7 +227,7 @@ def test_garbage_is_refused_with_our_own_error(raw: bytes) -> None:
             decode_state(raw, kind, "garbage")
 
 
-bodies = st.dictionaries(
+bodies: st.SearchStrategy[dict[str, Any]] = st.dictionaries(
     st.sampled_from(["format", "phase", "update", "proven", "quarantine", "serial", "pin", "held", "x"]),
     st.none() | st.integers() | st.text(max_size=9) | st.lists(st.integers(), max_size=2) | st.just({}),
     max_size=5,

@@ -38,13 +38,19 @@ class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How mirrors are reached; proxies come from the usual environment variables."""
+    """How mirrors are reached; proxies come from the usual environment variables.
+
+    A connection that brings next to nothing for `stall_s` has stalled; all retries of one request together may wait
+    `grace_s` beyond the time that its bytes take at the slowest rate.
+    """
 
     ca_file: str | None = None
     client_cert: str | None = None
     client_key: str | None = None
     headers: dict[str, str] = {}
-    total_timeout_s: Annotated[float, limited("write seconds, from 10 to 604800", ge=10, le=604_800)] = 14_400.0
+    connect_s: Annotated[float, limited("write seconds, from 0.1 to 600", ge=0.1, le=600)] = 10.0
+    stall_s: Annotated[float, limited("write seconds, from 1 to 3600", ge=1, le=3600)] = 30.0
+    grace_s: Annotated[float, limited("write seconds, from 1 to 86400", ge=1, le=86_400)] = 180.0
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

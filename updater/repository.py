@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from updater.config import Config
@@ -88,17 +89,20 @@ class Repository:
 def open_repository(node: Node, *, built: str | None) -> Iterator[Repository]:
     """Open the node's repository; `built` is the running image's build time, below which no clock is believed."""
     from updater.fetch import Fetcher
+    from updater.mirrors import Timeouts
     from updater.trust import Trust
 
     mirrors = mirrors_of(node.config)
     network = node.config.network
+    certificate: str | tuple[str, str] | None = network.client_cert
+    if network.client_cert and network.client_key:
+        certificate = (network.client_cert, network.client_key)
     fetcher = Fetcher(
         mirrors,
-        ca_file=network.ca_file,
-        client_cert=network.client_cert,
-        client_key=network.client_key,
+        ca_file=Path(network.ca_file) if network.ca_file else None,
+        client_cert=certificate,
         headers=network.headers,
-        total_timeout_s=network.total_timeout_s,
+        timeouts=Timeouts(connect_s=network.connect_s, stall_s=network.stall_s, grace_s=network.grace_s),
     )
     floor = utc_time(built) if built else datetime.fromtimestamp(0, tz=UTC)
     trust = Trust(node.trust, fetcher, bootstrap_roots=node.bootstrap_roots(), now=node.now, time_floor=floor)

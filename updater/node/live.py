@@ -179,6 +179,8 @@ class LiveNode:
     def _os_release(self) -> dict[str, str]:
         for path in IMAGE_OS_RELEASE:
             with contextlib.suppress(OSError):
+                from updater.uki import parse_os_release
+
                 return parse_os_release(path.read_text())
         return {}
 
@@ -192,16 +194,3 @@ class LiveNode:
         # The kernel keeps its own view of a busy disk; udev's links follow the table once it looks again.
         run(["udevadm", "trigger", "--settle", str(self._root.disk)], timeout_s=60, check=False)
 
-
-def parse_os_release(text: str) -> dict[str, str]:
-    """Return the assignments of an os-release file (os-release(5)), unquoted."""
-    import shlex
-
-    found = {}
-    for line in text.splitlines():
-        key, separator, value = line.strip().partition("=")
-        if separator and not key.startswith("#"):
-            with contextlib.suppress(ValueError):
-                words = shlex.split(value)
-                found[key] = words[0] if words else ""
-    return found
