@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from integration.lab.runner import execute
-from integration.lab.scenario import find_scenarios, load_scenario
+from integration.lab.scenario import FOLDER, find_scenarios, load_scenario
 from integration.lab.stock import Stock
 
 # Those with most boots begin first, so that the last machine does not run alone for long.
@@ -21,9 +21,9 @@ def _order(path: Path) -> tuple[int, str]:
 
 @pytest.mark.qemu
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("path", sorted(find_scenarios(), key=_order), ids=lambda path: path.stem)
-def test_scenario_holds(path: Path, stock: Stock, results: Path) -> None:
-    scenario = load_scenario(path)
+@pytest.mark.parametrize("name", [path.stem for path in sorted(find_scenarios(), key=_order)])
+def test_scenario_holds(name: str, stock: Stock, results: Path) -> None:
+    scenario = load_scenario(FOLDER / f"{name}.yaml")
     if "demo" in scenario.tags:
         pytest.skip("`make demo` runs it on a repository of its own")
     report = execute(stock, scenario, results / scenario.name)

@@ -70,7 +70,11 @@ def _(action: Offline, run: Run) -> None:
         timeout_s=action.timeout_s,
         kill_when=kill_when or None,
     )
-    run.observer.note("updater", f"acl-updater --disk … {action.run}: " + (done.killed or f"exit {done.exit_code}"))
+    run.observer.note(
+        "updater",
+        f"acl-updater --disk … {action.run}: "
+        + (done.killed or f"exit {done.exit_code}. {done.sentence}".rstrip(". ")),
+    )
     if action.kill_when is not None:
         if done.killed is None:
             raise EnvironmentFailure(
@@ -99,7 +103,7 @@ def _(action: Updater, run: Run) -> None:
         run.machine.guest_begin("acl-updater", "--json", *action.run.split(), budget_s=action.timeout_s)
         return
     done = node.in_guest(run.machine, action.run, budget_s=action.timeout_s)
-    run.observer.note("updater", f"acl-updater {action.run}: exit {done.exit_code}")
+    run.observer.note("updater", f"acl-updater {action.run}: exit {done.exit_code}. {done.sentence}".rstrip(". "))
     judge_call(run, done, action.exit, action.reason, action.output)
 
 
@@ -200,6 +204,7 @@ def _(action: str, run: Run) -> None:
 @perform.register
 def _(action: dict, run: Run) -> None:  # type: ignore[type-arg]
     run.config = merged(run.config, action)
+    run.give()
 
 
 @perform.register

@@ -37,6 +37,11 @@ class Did:
         return str(reason) if reason else None
 
     @property
+    def sentence(self) -> str:
+        """Return its error, or the sentence that explains, or nothing."""
+        return str(self.document.get("error") or self.document.get("sentence") or "")
+
+    @property
     def text(self) -> str:
         """Return all that it wrote."""
         return f"{self.stdout}\n{self.stderr}"

@@ -54,6 +54,7 @@ def execute(
             run = Run(
                 stock, scenario, folder, machine, disk, server, observer, dict(scenario.config), repository, held=held
             )
+            server.on_bytes.append(served_notes(observer))
             run.digests = {slot: disk.slot_digest(slot) for slot in slots_to_keep(scenario)}
             for index, step in enumerate(scenario.steps, 1):
                 observer.note("step", f"{index}: {describe(step)}")
@@ -95,6 +96,20 @@ def own_repository(stock: Stock, scenario: Scenario, folder: Path) -> Path:
     copy = folder / "repository"
     shutil.copytree(stock.repository, copy, copy_function=link)
     return copy
+
+
+def served_notes(observer: Observer) -> Callable[[int], None]:
+    """Return what notes the server's progress in steps that a person can follow."""
+    step, told = 64 << 20, 0
+
+    def note(total: int) -> None:
+        nonlocal told
+        if total // step != told:
+            told = total // step
+            if told:
+                observer.note("server", f"{told * step >> 20} MiB served")
+
+    return note
 
 
 def slots_to_keep(scenario: Scenario) -> set[str]:

@@ -220,12 +220,12 @@ class SeenBoot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What must be true now.
 
-    `boots` lists every boot since the last `expect` that listed boots, the running one included, as seen from outside. `slot` and `release` are
-    those of the last boot. `loader` is the loader's order on the ESP, bad entries last. `holds` says which release's
-    root a slot bears in the partition table; `unchanged` slots have the same bytes, UKI and table entry as at the
-    scenario's start. `situation`, `phase`, `says`, `quarantine`, `put_off` (tries that ended without evidence),
-    `reason` (of the quarantine: stage/cause: sentence), `history` and `explain` are asked of the updater, in the guest
-    when it is on, else on its disk; `evidence` is a pattern in the evidence that the running guest keeps.
+    `boots` lists every boot since the last `expect` that listed boots, the running one included, as seen from outside.
+    `slot` and `release` are those of the last boot. `loader` is the loader's order on the ESP, bad entries last.
+    `holds` says which release's root a slot bears in the partition table; `unchanged` slots have the same bytes, UKI
+    and table entry as at the scenario's start. `situation`, `phase`, `says`, `quarantine`, `put_off` (tries that ended
+    without evidence), `reason` (of the quarantine: stage/cause: sentence), `history` and `explain` are asked of the
+    updater, in the guest when it is on, else on its disk; `evidence` is a pattern in what the running guest keeps.
     """
 
     boots: list[SeenBoot] | None = None
