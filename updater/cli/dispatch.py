@@ -14,19 +14,20 @@ from updater.steps.session import Session, open_session
 
 Command = Callable[[argparse.Namespace, Session], Report]
 
-# Commands that only look: they take no lock and leave corrupt documents where they lie.
-_LOOKING = frozenset({"status", "plan", "history", "explain"})
+# Commands that only look: they take no lock and leave corrupt documents where they lie. `plan` and `explain` are not
+# among them: they renew the trusted metadata.
+_LOOKING = frozenset({"status", "history"})
 
 
 def dispatch(args: argparse.Namespace) -> int:
     """Carry out one command; return its exit code."""
-    with open_node(args) as node:
+    looking = args.command in _LOOKING or (args.command == "quarantine" and args.verb == "list")
+    with open_node(args, writable=not looking) as node:
         if args.command == "health":
             from updater.cli.health import run_health
 
             return run_health(args, open_session(node, ConsoleReporter(quiet=True)))
         reporter = ConsoleReporter(quiet=bool(args.json))
-        looking = args.command in _LOOKING or (args.command == "quarantine" and args.verb == "list")
         session = open_session(node, reporter, read_only=looking)
         command = _find(args.command)
         if looking:
@@ -37,14 +38,14 @@ def dispatch(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def open_node(args: argparse.Namespace) -> Iterator[Node]:
+def open_node(args: argparse.Namespace, *, writable: bool) -> Iterator[Node]:
     """Open the machine that the arguments name: this one, or a disk image."""
     config = load_config(args.config)
     layout = load_layout(config.layout)
     if args.disk is not None:
         from updater.node.image import ImageNode
 
-        with ImageNode(args.disk, layout, config, efi_vars=args.efi_vars) as image:
+        with ImageNode(args.disk, layout, config, efi_vars=args.efi_vars, writable=writable) as image:
             yield image
     else:
         from updater.node.live import LiveNode

@@ -24,7 +24,7 @@ from updater.gpt import Gpt, parse
 from updater.layouts import Layout
 from updater.node.disk import LayoutDisk
 from updater.node.protocol import Running
-from updater.partition import FileBlocks, WholeDisk
+from updater.partition import FileBlocks, WholeDisk, write_table
 from updater.slots import Slot
 from updater.store import Store
 
@@ -37,8 +37,13 @@ class ImageNode:
     live = False
     image_id: str | None = None
 
-    def __init__(self, image: Path, layout: Layout, config: Config, *, efi_vars: Path | None = None) -> None:
-        """Open `image`; raise EnvironmentFailure when it does not hold the layout."""
+    def __init__(
+        self, image: Path, layout: Layout, config: Config, *, efi_vars: Path | None = None, writable: bool = True
+    ) -> None:
+        """Open `image`; raise EnvironmentFailure when it does not hold the layout.
+
+        Without `writable` nothing in the file changes, not even by the replay of a file system's journal.
+        """
         if not image.is_file():
             raise EnvironmentFailure(f"there is no disk image {image}", mend="give its path", reason="no-disk")
         self.layout = layout
@@ -49,9 +54,7 @@ class ImageNode:
         esp = self._disk.partition("esp")
         state = self._disk.partition("state")
         self.esp: Directory = FatImage(image, offset_bytes=esp.offset_bytes, length_bytes=esp.length_bytes)
-        self.state: Directory = Ext4Image(
-            image, offset_bytes=state.offset_bytes, length_bytes=state.length_bytes, base=STATE_FOLDER, writable=True
-        )
+        self.state: Directory = Ext4Image(image, offset_bytes=state.offset_bytes, base=STATE_FOLDER, writable=writable)
         self.trust: Directory = Below(self.state, "trust")
         efi: EfiVariables = (
             FileEfiVariables(efi_vars) if efi_vars is not None else NoEfiVariables("no --efi-vars was given")
@@ -146,7 +149,6 @@ class ImageNode:
             return parse(disk.read, disk.length_bytes, disk.sector_bytes)
 
     def _write_table(self, table: Gpt) -> None:
-        from updater.partition import write_table
 
         with WholeDisk(self._image, writable=True) as disk:
             write_table(disk, table)

@@ -193,4 +193,3 @@ class LiveNode:
             write_table(disk, table)
         # The kernel keeps its own view of a busy disk; udev's links follow the table once it looks again.
         run(["udevadm", "trigger", "--settle", str(self._root.disk)], timeout_s=60, check=False)
-
