@@ -369,6 +369,8 @@ class TestExt4:
     def test_what_is_no_ext4_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(EnvironmentFailure, match="there is no ext4 file system"):
             Ext4Image(sparse(tmp_path / "zeros", 1 << 20))
+        with pytest.raises(EnvironmentFailure, match="its partition has"):
+            Ext4Image(ext4_image(tmp_path), offset_bytes=OFFSET, length_bytes=23 << 20)
 
     def test_an_image_that_is_open_for_reading_is_never_changed(self, tmp_path: Path) -> None:
         image = ext4_image(tmp_path)
@@ -399,10 +401,14 @@ class TestExt4:
         assert content[:3] == b"new"
         assert image.read_bytes() == before
 
-    def test_a_journal_is_replayed_in_place_for_writing(self, tmp_path: Path) -> None:
+    def test_a_replayed_journal_is_written_back_by_the_first_edit(self, tmp_path: Path) -> None:
         image = self.unreplayed(tmp_path)
         before = image.read_bytes()
-        folder = Ext4Image(image, offset_bytes=OFFSET, writable=True)
+        folder = Ext4Image(image, offset_bytes=OFFSET, length_bytes=24 << 20, writable=True)
+        content = folder.read("state.json")
+        assert content is not None
+        assert content[:3] == b"new"
+        assert image.read_bytes() == before
         folder.write_new("other", [b"x"])
         content = folder.read("state.json")
         assert content is not None

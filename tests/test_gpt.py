@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from updater.errors import EnvironmentFailure
-from updater.gpt import Gpt, parse, write_gpt
-from updater.partition import WholeDisk
+from updater.gpt import Gpt, parse
+from updater.partition import WholeDisk, write_table
 from updater.run import run, search_path
 
 ESP = UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
@@ -162,7 +162,7 @@ def test_a_damaged_primary_yields_to_the_backup_and_is_mended_first(lba: int) ->
     assert (table.primary_ok, table.backup_ok) == (False, True)
     assert table.partitions == whole.partitions
     broken = bytes(disk.content)
-    assert write_gpt(disk, table).consistent
+    assert write_table(disk, table).consistent
     for state in states_at_cuts(broken, disk, random.Random(1)):
         assert MemoryDisk(state).table().partitions == whole.partitions
 
@@ -172,7 +172,7 @@ def test_a_damaged_backup_is_mended() -> None:
     disk.content[-500] ^= 1
     table = disk.table()
     assert (table.primary_ok, table.backup_ok, table.consistent) == (True, False, False)
-    mended = write_gpt(disk, table)
+    mended = write_table(disk, table)
     assert mended.consistent
     assert mended.partitions == table.partitions
 
@@ -183,7 +183,7 @@ def test_a_disk_that_grew_keeps_its_backup_where_the_primary_says() -> None:
     disk.content += bytes(1 << 20)
     table = disk.table()
     assert table.consistent
-    write_gpt(disk, changed(table))
+    write_table(disk, changed(table))
     assert disk.table().backup_lba == before // 512 - 1
     assert not any(disk.content[before:])
 
@@ -220,7 +220,7 @@ def test_a_write_that_is_cut_anywhere_leaves_a_valid_primary_that_is_old_or_new(
             before = bytes(disk.content)
             new = old.with_partition(3, unique_guid=UUID(int=77 + turn))
             disk.effects.clear()
-            written = write_gpt(disk, new)
+            written = write_table(disk, new)
             assert written.partitions == new.partitions
             seen = set()
             for state in states_at_cuts(before, disk, random.Random(turn)):
@@ -229,8 +229,8 @@ def test_a_write_that_is_cut_anywhere_leaves_a_valid_primary_that_is_old_or_new(
                 assert found.partitions in (old.partitions, new.partitions)
                 seen.add(found.partitions)
                 mended = MemoryDisk(bytearray(state), sector)
-                assert write_gpt(mended, found).consistent
-                assert write_gpt(mended, new.with_partition(3)).partitions == new.partitions
+                assert write_table(mended, found).consistent
+                assert write_table(mended, new.with_partition(3)).partitions == new.partitions
             assert len(seen) == 2
 
 
@@ -240,7 +240,7 @@ def test_without_room_for_a_second_array_one_copy_is_whole_at_every_cut() -> Non
     assert old.spare_array_lba is None
     before = bytes(disk.content)
     new = changed(old)
-    write_gpt(disk, new)
+    write_table(disk, new)
     for state in states_at_cuts(before, disk, random.Random(7)):
         assert MemoryDisk(state).table().partitions in (old.partitions, new.partitions)
 
@@ -249,16 +249,16 @@ def test_firmware_in_the_gap_is_left_alone() -> None:
     disk = made_by_hand()
     blob = random.Random(3).randbytes(32 * 512)
     disk.content[34 * 512 : 66 * 512] = blob
-    write_gpt(disk, changed(disk.table()))
+    write_table(disk, changed(disk.table()))
     assert disk.content[34 * 512 : 66 * 512] == blob
     assert disk.table().named("root-b-new") is not None
 
 
 def test_a_table_that_is_there_already_is_not_written_again() -> None:
     disk = made_by_hand()
-    write_gpt(disk, changed(disk.table()))
+    write_table(disk, changed(disk.table()))
     disk.effects.clear()
-    write_gpt(disk, changed(disk.table()))
+    write_table(disk, changed(disk.table()))
     assert disk.effects == []
 
 
@@ -269,7 +269,7 @@ def test_a_table_that_was_changed_by_others_meanwhile_is_not_overwritten() -> No
     resealed(disk, 1)
     before = bytes(disk.content)
     with pytest.raises(EnvironmentFailure, match="changed by someone else"):
-        write_gpt(disk, stale)
+        write_table(disk, stale)
     assert disk.content == before
 
 
@@ -281,7 +281,7 @@ def test_a_disk_that_forgets_is_found() -> None:
 
     disk = Forgetful(made_by_hand().content)
     with pytest.raises(EnvironmentFailure, match="does not read back"):
-        write_gpt(disk, changed(disk.table()))
+        write_table(disk, changed(disk.table()))
 
 
 @pytest.mark.parametrize(
@@ -396,7 +396,7 @@ def test_sfdisk_and_we_read_the_same_before_and_after_we_write(tmp_path: Path) -
                 for one in table.partitions
             ]
             assert [one.get("attrs", "") for one in theirs["partitions"]] == ["", "GUID:60", "GUID:60", ""]
-            write_gpt(disk, table.with_partition(3, unique_guid=UUID(int=0x1000 + turn), name=f"root-b{turn}"))
+            write_table(disk, table.with_partition(3, unique_guid=UUID(int=0x1000 + turn), name=f"root-b{turn}"))
         checked = run(["sfdisk", "--verify", image])
         assert b"No errors detected" in checked.stdout
         assert checked.stderr == b""
@@ -409,7 +409,7 @@ def test_sgdisk_finds_nothing_to_complain_about_in_what_we_wrote(tmp_path: Path)
     for turn in range(2):
         with WholeDisk(image, writable=True) as disk:
             table = parse(disk.read, disk.length_bytes)
-            write_gpt(disk, table.with_partition(3, unique_guid=UUID(int=0x1000 + turn)))
+            write_table(disk, table.with_partition(3, unique_guid=UUID(int=0x1000 + turn)))
         shown = run(["sgdisk", "--verify", "--info=3", image]).stdout.decode()
         assert "No problems found" in shown
         assert str(UUID(int=0x1000 + turn)).upper() in shown
@@ -422,5 +422,5 @@ def test_labels_in_any_script_survive(tmp_path: Path, name: str) -> None:
     image = sfdisk_image(tmp_path)
     with WholeDisk(image, writable=True) as disk:
         table = parse(disk.read, disk.length_bytes)
-        write_gpt(disk, table.with_partition(4, name=name))
+        write_table(disk, table.with_partition(4, name=name))
         assert parse(disk.read, disk.length_bytes).partition(4).name == name

@@ -8,7 +8,7 @@ import shutil
 import struct
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,8 +42,8 @@ class Ext4Image:
 
     After a power cut the journal holds changes that the file system proper does not. It is replayed by `e2fsck -p`,
     which is what the image's own next boot would do, in a sparse copy of the partition: e2fsprogs 1.47 loses the
-    offset when it opens a file system again behind a replayed journal. Opened for reading, the image stays as it is
-    and the copy is read; opened for writing, the blocks that the replay changed are written back.
+    offset when it opens a file system again behind a replayed journal. Reading reads the copy, and the image stays as
+    it is; the first edit writes back the blocks that the replay changed.
 
     Nothing else may write the image meanwhile. Each change is flushed to the image file when the call returns. Edits
     do not go through the journal: when this process is killed midway, run `e2fsck -f` on the partition.
@@ -54,12 +54,14 @@ class Ext4Image:
         image: Path,
         *,
         offset_bytes: int = 0,
+        length_bytes: int | None = None,
         base: str = "",
         writable: bool = False,
     ) -> None:
-        """Serve the file system; `base` is a folder in it, such as `lib/acl-updater`.
+        """Serve the file system; `base` is a folder in it, such as `lib/acl-updater`, made by the first write.
 
-        Raises EnvironmentFailure when there is no ext4, when its journal cannot be replayed, or a tool is missing.
+        Raises EnvironmentFailure when there is no ext4 or it is longer than `length_bytes`, when its journal cannot be
+        replayed, or a tool is missing.
         """
         self._image = image
         self._offset = offset_bytes
@@ -71,7 +73,17 @@ class Ext4Image:
                 f"{image} has a name that e2fsprogs cannot take", mend="rename the image file", reason="open-failed"
             )
         find_tool("debugfs", package=_PACKAGE)
-        if self._superblock()[1] & _NEEDS_RECOVERY:
+        self._source = (image, offset_bytes)
+        self._replayed: Callable[[], object] | None = None
+        raw, incompatible = self._superblock()
+        self._length = struct.unpack_from("<I", raw, 4)[0] * (1024 << struct.unpack_from("<I", raw, 24)[0])
+        if length_bytes is not None and self._length > length_bytes:
+            raise EnvironmentFailure(
+                f"{self._name} says that it has {self._length} bytes, its partition has {length_bytes}",
+                mend="the partition table and the file system disagree: make the image anew",
+                reason="no-ext4",
+            )
+        if incompatible & _NEEDS_RECOVERY:
             self._recover()
 
     def read(self, path: str, *, limit_bytes: int = 1 << 20) -> bytes | None:
@@ -222,6 +234,7 @@ class Ext4Image:
     def _edit(self, commands: list[str]) -> None:
         if not self._writable:
             raise ValueError(f"{self._name} is open for reading only")
+        self._write_back()
         script = "".join(f"{command}\n" for command in commands)
         done = run(
             ["debugfs", "-w", "-f", "-", f"{self._image}?offset={self._offset}"], stdin=script.encode(), timeout_s=300
@@ -249,12 +262,11 @@ class Ext4Image:
     def _recover(self) -> None:
         find_tool("e2fsck", package=_PACKAGE)
         folder = Path(tempfile.mkdtemp(prefix="acl-updater-"))
-        discard = weakref.finalize(self, shutil.rmtree, folder, True)
+        # The copy goes away with this object, or when it is written back.
+        self._replayed = weakref.finalize(self, shutil.rmtree, folder, True)
         copy = folder / "partition"
-        raw, _ = self._superblock()
-        length = struct.unpack_from("<I", raw, 4)[0] * (1024 << struct.unpack_from("<I", raw, 24)[0])
         with explained(f"cannot copy {self._name}", "free some space in TMPDIR"):
-            _copy_sparse(self._image, self._offset, length, copy)
+            _copy_sparse(self._image, self._offset, self._length, copy)
         done = run(["e2fsck", "-p", copy], check=False, timeout_s=600)
         # 1: errors were corrected.
         if done.returncode not in (0, 1):
@@ -264,13 +276,15 @@ class Ext4Image:
                 mend="boot the image once, or take its state partition out and run `e2fsck -f` on it",
                 reason="dirty-journal",
             )
-        if self._writable:
+        self._image, self._offset = copy, 0
+
+    def _write_back(self) -> None:
+        if self._replayed is not None:
+            copy, (self._image, self._offset) = self._image, self._source
             with explained(f"cannot write {self._name}", "free some space for the image file"):
                 _write_back(copy, self._image, self._offset)
-            discard()
-        else:
-            # The copy goes away with this object.
-            self._image, self._offset = copy, 0
+            self._replayed()
+            self._replayed = None
 
     def _failed(self, command: str, complaint: str) -> EnvironmentFailure:
         return EnvironmentFailure(

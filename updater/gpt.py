@@ -15,7 +15,6 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Protocol
 from uuid import UUID
 
 from updater.errors import EnvironmentFailure
@@ -60,7 +59,7 @@ class Gpt:
     """A disk's partition table as its readers see it: the primary copy where that is valid, else the backup.
 
     `primary_ok` and `backup_ok` say which copies were valid when it was parsed; `consistent` that both were, and said
-    the same. A changed value is a new one; nothing is written but by `write_gpt`.
+    the same. A changed value is a new one; nothing is written but by `partition.write_table`.
     """
 
     disk_guid: UUID
@@ -145,6 +144,14 @@ class Gpt:
         """Return (byte offset, bytes) of the backup copy's array and then its header, to be flushed one by one."""
         return [self._array(self.backup_array_lba), self._header(self.backup_lba, 1, self.backup_array_lba)]
 
+    def continues(self, older: Gpt) -> bool:
+        """Tell whether this is `older` with nothing changed but names, PARTUUIDs and attributes."""
+        return self.disk_guid == older.disk_guid and _shape(self.entries) == _shape(older.entries)
+
+    def with_entries_of(self, changed: Gpt) -> Gpt:
+        """Return what the disk says of the copies' places and health, with the entries of `changed`."""
+        return replace(self, entries=changed.entries, partitions=changed.partitions, consistent=False)
+
     def _array(self, lba: int) -> tuple[int, bytes]:
         length = _sectors(len(self.entries), self.sector_bytes) * self.sector_bytes
         return lba * self.sector_bytes, self.entries.ljust(length, b"\0")
@@ -193,58 +200,6 @@ def parse(read: Read, disk_bytes: int, sector_bytes: int | None = None) -> Gpt:
             return _gpt(read, size, sectors, backup_lba, None, backup)
         complaints.append(f"with sectors of {size} bytes the primary {primary}, the backup {backup}")
     raise _invalid(f"this disk has no valid GUID partition table: {'; '.join(complaints) or 'it is too small'}")
-
-
-class Sectors(Protocol):
-    """A whole disk, read and written by sectors; `partition.WholeDisk` is one."""
-
-    @property
-    def name(self) -> str:
-        """Return what to call it in messages."""
-
-    @property
-    def length_bytes(self) -> int:
-        """Return the disk's length."""
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Return exactly `length` bytes at `offset`."""
-
-    def write(self, offset: int, data: bytes) -> None:
-        """Write all of `data` at `offset`; durable only after `flush`."""
-
-    def flush(self) -> None:
-        """Make all writes durable."""
-
-
-def write_gpt(disk: Sectors, table: Gpt) -> Gpt:
-    """Write both copies of a changed table, safe to cut at any sector, and return it as read back.
-
-    The copy that readers do not use goes first: the backup while the primary is valid, so that from the first sector
-    of the primary on its stand-in is complete and new; the primary when it is the damaged one. Within a copy the
-    array is durable before its header. A table that the disk holds already is not written.
-
-    Raises EnvironmentFailure when the disk is not the one that `table` was parsed from, or reads back otherwise.
-    """
-    present = parse(disk.read, disk.length_bytes, table.sector_bytes)
-    if present.disk_guid != table.disk_guid or _shape(present.entries) != _shape(table.entries):
-        raise _invalid(f"the partition table of {disk.name} was changed by someone else in the meantime")
-    if present.consistent and present.entries == table.entries:
-        return present
-    # Where the arrays lie, and which copies are valid, is asked of the disk: the value may be older.
-    fresh = replace(present, entries=table.entries, partitions=table.partitions)
-    copies = [fresh.backup_image(), fresh.primary_image()]
-    for copy in copies if fresh.primary_ok else reversed(copies):
-        for offset, raw in copy:
-            disk.write(offset, raw)
-            disk.flush()
-    written = parse(disk.read, disk.length_bytes, table.sector_bytes)
-    if not written.consistent or written.entries != table.entries:
-        raise EnvironmentFailure(
-            f"the partition table of {disk.name} does not read back as it was written",
-            mend="see dmesg for errors of that disk; replace it",
-            reason="io-error",
-        )
-    return written
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,10 @@ import os
 import stat
 import struct
 from pathlib import Path
+from typing import Protocol
 
 from updater.errors import EnvironmentFailure, Refused
+from updater.gpt import Gpt, parse
 
 ALIGNMENT = 4096
 _BLKSSZGET = 0x1268
@@ -250,6 +252,62 @@ class WholeDisk:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+class Sectors(Protocol):
+    """A whole disk, read and written by sectors; `WholeDisk` is one."""
+
+    @property
+    def name(self) -> str:
+        """Return what to call it in messages."""
+
+    @property
+    def length_bytes(self) -> int:
+        """Return the disk's length."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes at `offset`."""
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write all of `data` at `offset`; durable only after `flush`."""
+
+    def flush(self) -> None:
+        """Make all writes durable."""
+
+
+def write_table(disk: Sectors, table: Gpt) -> Gpt:
+    """Write both copies of a changed table, safe to cut at any sector, and return it as read back.
+
+    The copy that readers do not use goes first: the backup while the primary is valid, so that from the first sector
+    of the primary on its stand-in is complete and new; the primary when it is the damaged one. Within a copy the
+    array is durable before its header. A table that the disk holds already is not written.
+
+    Raises EnvironmentFailure when the disk is not the one that `table` was parsed from, or reads back otherwise.
+    """
+    present = parse(disk.read, disk.length_bytes, table.sector_bytes)
+    if not table.continues(present):
+        raise EnvironmentFailure(
+            f"the partition table of {disk.name} was changed by someone else in the meantime",
+            mend="run the command again",
+            reason="gpt-changed",
+        )
+    if present.consistent and present.entries == table.entries:
+        return present
+    # Where the arrays lie, and which copies are valid, is asked of the disk: the value may be older.
+    fresh = present.with_entries_of(table)
+    copies = [fresh.backup_image(), fresh.primary_image()]
+    for copy in copies if fresh.primary_ok else reversed(copies):
+        for offset, raw in copy:
+            disk.write(offset, raw)
+            disk.flush()
+    written = parse(disk.read, disk.length_bytes, table.sector_bytes)
+    if not written.consistent or written.entries != table.entries:
+        raise EnvironmentFailure(
+            f"the partition table of {disk.name} does not read back as it was written",
+            mend="see dmesg for errors of that disk; replace it",
+            reason="io-error",
+        )
+    return written
 
 
 def _sector_bytes(file: int) -> int:
