@@ -1,21 +1,49 @@
-# Everything a person types. `make help` lists it.
+# Everything that a person types. `make help` lists it.
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
+# Two machines at a time: each has one virtual CPU and a gigabyte of memory.
+MACHINES ?= 2
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
+	@.ci/host-packages fast
 	@test -x $(BIN)/python || python3 -m venv $(VENV)
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@echo "Installing the commands into $(BIN)/"
+	@$(BIN)/python -m pip install -q -e '.[dev]'
 	@touch $@
 
 .PHONY: setup
-setup: $(VENV)/.installed ## Make the commands in .venv/bin/ (no root, no QEMU)
+setup: $(VENV)/.installed ## Make the commands acl-updater, acl-release and acl-lab in .venv/bin/
+
+.PHONY: setup-lab
+setup-lab: setup ## And all that the lab boots: QEMU, OVMF, the reference image's base (minutes, once)
+	@.ci/host-packages lab
+	@$(BIN)/python -m integration.images
 
 .PHONY: lint
-lint: setup ## Lint and types
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+lint: setup ## Lint, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: test-fast
+test-fast: lint ## Lint, types, unit, property and contract tests: no root, no QEMU
+	$(BIN)/pytest tests -n auto
+
+.PHONY: test
+test: lint setup-lab ## Everything, with real machines in QEMU
+	$(BIN)/pytest tests integration -n $(MACHINES) --dist loadgroup
+
+.PHONY: demo
+demo: setup-lab ## Watch a node update itself, commit, roll back and remember
+	@$(BIN)/python -m integration.demo
+
+.PHONY: clean
+clean: ## Remove what was built here (the shared cache stays)
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
