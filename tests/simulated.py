@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from updater.errors import EnvironmentFailure
 from updater.files import CHUNK_BYTES, checked
@@ -81,16 +82,20 @@ class SimulatedDirectory:
         with_both = {**self.files, new: content}
         without = {name: kept for name, kept in self.files.items() if name != old}
         self.instants += [Instant(f"rename {old}, both", with_both), Instant(f"rename {old}, neither", without)]
-        del self._files[self._key(old)]
-        self._put(new, content)
-        self._effect(f"rename {old} to {new}")
+
+        def change() -> None:
+            del self._files[self._key(old)]
+            self._put(new, content)
+
+        self._effect(f"rename {old} to {new}", change)
 
     def _key(self, path: str) -> str:
         checked(path)
         return path.lower() if self.ignore_case else path
 
-    def _effect(self, effect: str) -> None:
+    def _effect(self, effect: str, change: Callable[[], object]) -> None:
         self.power.spend(effect)
+        change()
         self.instants.append(Instant(effect, self.files))
 
     def _torn(self, effect: str, path: str, content: bytes | None) -> None:
@@ -130,8 +135,7 @@ class SimulatedDirectory:
     def write_new(self, path: str, chunks: Iterable[bytes]) -> None:
         if self._key(path) in self.read_only:
             raise EnvironmentFailure(f"cannot write {path}: it is read-only", reason="read-only")
-        self._put(path, b"")
-        self._effect(f"create {path}")
+        self._effect(f"create {path}", partial(self._put, path, b""))
         if self._last_removed:
             self._torn(f"create {path} over old bytes", path, self._last_removed)
         content = b""
@@ -139,25 +143,26 @@ class SimulatedDirectory:
             content += chunk
             if len(chunk) > 1:
                 self._torn(f"write a part of {path}", path, content[: -(len(chunk) // 2)])
-            self._put(path, content)
-            self._effect(f"write {path}")
+            self._effect(f"write {path}", partial(self._put, path, content))
 
     def replace(self, path: str, content: bytes) -> None:
-        self._put(f"{path}.new", content)
-        self._effect(f"create {path}.new")
-        del self._files[self._key(f"{path}.new")]
+        self._effect(f"create {path}.new", partial(self._put, f"{path}.new", content))
         self._torn(f"rename to {path}, neither", path, None)
-        self._put(path, content)
-        self._effect(f"rename to {path}")
+
+        def change() -> None:
+            del self._files[self._key(f"{path}.new")]
+            self._put(path, content)
+
+        self._effect(f"rename to {path}", change)
 
     def remove(self, path: str) -> None:
         key = self._key(path)
         for victim in sorted(self._files):
             if victim == key or victim.startswith(f"{key}/"):
-                name, content = self._files.pop(victim)
+                name, content = self._files[victim]
+                self._effect(f"remove {name}", partial(self._files.pop, victim))
                 self._last_removed = content
                 self.read_only.discard(victim)
-                self._effect(f"remove {name}")
 
     def names(self, path: str = "") -> list[str]:
         prefix = f"{self._key(path)}/" if path else ""

@@ -132,6 +132,9 @@ def _of_order(view: EspView, efi: EfiVariables) -> Iterator[str]:
         return
     for slot in Slot:
         others = [entry for entry in plain.candidates if entry.slot is not slot]
+        if not any(entry.slot is slot.other and not entry.is_bad for entry in others):
+            # Without a fallback in the other slot this one is never tried.
+            continue
         trial = Candidate(
             file=EntryName(str(slot), 3).file,
             kind="linux",
@@ -139,11 +142,11 @@ def _of_order(view: EspView, efi: EfiVariables) -> Iterator[str]:
             sort_key=entries.sort_key(highest + 1),
         )
         first = loader_model.choose(replace(plain, candidates=(*others, trial)))
-        if first is not None and first is not trial:
-            yield f"{describe(first)} would sort before a trial of slot {slot}; remove it, or give it a later sort-key"
         used_up = replace(trial, file=EntryName(str(slot), 0, 3).file)
         then = loader_model.choose(replace(plain, candidates=(*others, used_up)))
-        if then is not None and then.slot is None:
+        if first is not None and first is not trial:
+            yield f"{describe(first)} would sort before a trial of slot {slot}; remove it, or give it a later sort-key"
+        elif then is not None and then.slot is None:
             yield (
                 f"{describe(then)} would boot after a failed trial of slot {slot}, before the fallback; "
                 "remove it, or give it a later sort-key"

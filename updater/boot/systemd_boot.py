@@ -191,7 +191,7 @@ class SystemdBoot:
         except EnvironmentFailure as error:
             # A full ESP must not save a bad release: without any entry it cannot boot either.
             log.warning("cannot write %s (%s): removing the entries of slot %s instead", name.file, error, slot)
-            for file in view.files_of_slot(slot):
+            for file in look(self._esp, self._efi).files_of_slot(slot):
                 self._esp.remove(f"{ENTRIES}/{file}")
 
     def prefer(self, slot: Slot, version: str) -> None:
@@ -240,7 +240,7 @@ class SystemdBoot:
         taken = next((file for file in view.files if file.lower() == name.file), None)
         listed = [entry.file for entry in view.of_slot(slot)]
         keep = {name.file}
-        if taken is None or not self._is_same(view, taken, slot, version, generation):
+        if taken is None or not self._serves(view, taken, name, version, generation):
             if twin is not None and listed == [taken]:
                 # The only entry is to be rewritten in place, which a cut leaves empty: the twin stands in meanwhile.
                 self._write(twin, content)
@@ -250,10 +250,13 @@ class SystemdBoot:
             if belongs and file.lower() not in keep:
                 self._esp.remove(f"{ENTRIES}/{file}")
 
-    def _is_same(self, view: EspView, file: str, slot: Slot, version: str, generation: int) -> bool:
-        lines = view.files[file]
-        image = (("linux", f"/{uki_path(slot)}"),)
-        return (lines.version, lines.generation, lines.image) == (version, generation, image)
+    def _serves(self, view: EspView, file: str, name: EntryName, version: str, generation: int) -> bool:
+        """Tell whether an entry file already says all that it should; a good fallback's is left as it is."""
+        listed = next((entry for entry in view.state.candidates if entry.file == file), None)
+        if listed is None or listed.slot is not Slot(name.stem) or view.files[file].generation != generation:
+            return False
+        # Another maker's image key is as good as ours where nothing is to be counted.
+        return listed.version == version and (name.tries_left is None or listed.kind == "linux")
 
     def _write(self, name: EntryName, content: bytes) -> None:
         path = f"{ENTRIES}/{name.file}"

@@ -1,0 +1,81 @@
+"""systemd-boot keeps the contract of boot back ends, with a new and with an old loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import pytest
+
+from tests.boot_contract import BootContract, BootWorld
+from tests.simulated import SimulatedDirectory
+from updater.boot import entries, loader_model
+from updater.boot.entries import ENTRIES
+from updater.boot.esp import look
+from updater.boot.systemd_boot import SystemdBoot
+from updater.efivars import NoEfiVariables
+from updater.slots import Slot
+
+
+def loader(version: str) -> dict[str, bytes]:
+    magic = f"#### LoaderInfo: systemd-boot {version} ####".encode()
+    return {"EFI/BOOT/BOOTX64.EFI": b"MZ" + magic, "EFI/systemd/systemd-bootx64.efi": b"MZ" + magic}
+
+
+class SimulatedWorld:
+    """An ESP in memory, and the model of systemd-boot."""
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        self.esp = SimulatedDirectory(files)
+
+    def backend(self) -> SystemdBoot:
+        return SystemdBoot(self.esp, NoEfiVariables())
+
+    def boots(self) -> Slot | None:
+        chosen = loader_model.choose(look(self.esp, NoEfiVariables()).state)
+        return chosen.slot if chosen else None
+
+    def power_on(self) -> Slot | None:
+        state = look(self.esp, NoEfiVariables()).state
+        chosen = loader_model.choose(state)
+        started, _ = loader_model.boot(state)
+        if chosen is None or started is None:
+            return None
+        if started.file != chosen.file:
+            self.esp.firmware_rename(f"{ENTRIES}/{chosen.file}", f"{ENTRIES}/{started.file}")
+        return started.slot
+
+    def copy(self) -> SimulatedWorld:
+        return SimulatedWorld(self.esp.files)
+
+    def instants(self) -> Iterable[tuple[str, BootWorld]]:
+        seen = self.esp.instants
+        self.esp.instants = []
+        return [(instant.effect, SimulatedWorld(instant.files)) for instant in seen]
+
+
+class TestSystemdBoot262(BootContract):
+    version = "262-1"
+
+    def make_world(self) -> BootWorld:
+        return SimulatedWorld({**entries.factory_files("1"), "EFI/acl/a.efi": b"factory", **loader(self.version)})
+
+
+class TestSystemdBoot257(TestSystemdBoot262):
+    version = "257.13-1~deb13u1"
+
+
+@pytest.mark.parametrize("left", ["old", "new", "both", "neither"])
+def test_a_cut_inside_the_firmwares_rename_ends_in_the_fallback_or_goes_on_counting(left: str) -> None:
+    world = SimulatedWorld({**entries.factory_files("1"), "EFI/acl/a.efi": b"1", "EFI/acl/b.efi": b"2"})
+    world.backend().arm(Slot.B, "2", tries=3)
+    old, new = f"{ENTRIES}/b+3-0.conf", f"{ENTRIES}/b+2-1.conf"
+    content = world.esp.files[old]
+    if left in ("new", "neither"):
+        world.esp.remove(old)
+    if left in ("new", "both"):
+        world.esp.write_new(new, [content])
+    started = [world.power_on() for _ in range(7)]
+    assert started[-1] is Slot.A
+    assert started.count(Slot.B) <= 5
+    world.backend().withdraw(Slot.B)
+    assert world.backend().read().entries_of(Slot.B) == ()
