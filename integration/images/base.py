@@ -38,7 +38,7 @@ SECOND_PACKAGES = (
     "util-linux",
 )
 BUILD_PACKAGES = ("dracut", "dracut-core", "zstd", "cpio")
-UNUSED_PACKAGES = ("apt", "perl-base", "debconf")
+UNUSED_PACKAGES = ("apt", "libapt-pkg7.0", "sqv", "perl-base", "debconf")
 INITRD_MODULES = (
     "base systemd systemd-initrd systemd-veritysetup systemd-udevd systemd-modules-load systemd-sysctl "
     "systemd-journald dm rootfs-block udev-rules fs-lib"

@@ -57,7 +57,8 @@ rm -rf boot/* etc/.resolv.conf.systemd-resolved.bak etc/machine-id etc/hostname 
     etc/ld.so.cache~ usr/sbin/policy-rc.d root/.[!.]* var/cache/* var/log/* var/tmp/* var/lib/apt var/lib/systemd/* \
     etc/.pwd.lock etc/passwd- etc/group- etc/shadow- etc/gshadow- var/lib/dpkg/*-old var/lib/dpkg/lock* \
     var/lib/dpkg/triggers/Lock var/lib/dbus usr/share/{doc,man,info,lintian,bash-completion,locale,bug,perl5,menu,pixmaps} \
-    usr/bin/containerd-stress usr/lib/x86_64-linux-gnu/{gconv,perl-base,perl} etc/{init.d,cron.d,cron.daily,logrotate.d}
+    usr/bin/{containerd-stress,containerd-shim,containerd-shim-runc-v1} usr/lib/udev/hwdb.{bin,d} \
+    usr/lib/x86_64-linux-gnu/{gconv,perl-base,perl} etc/{init.d,cron.d,cron.daily,logrotate.d}
 # dpkg's own folder is what an SBOM is made of; /var itself comes empty from the state partition.
 mkdir -p usr/lib/sysimage
 cp -a var/lib/dpkg usr/lib/sysimage/dpkg

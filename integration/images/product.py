@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import sys
 import tomllib
 from importlib.metadata import version as installed_version
@@ -13,6 +14,7 @@ from zipfile import ZipFile
 from integration.images.cache import cached
 from integration.images.tooltree import ToolTree
 from updater.release.cpio import TreeFile, read_files
+from updater.release.unit_layer import unit_layer
 from updater.run import run
 
 log = logging.getLogger(__name__)
@@ -21,7 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PYTHON = "3.13"
 _TARGET = "usr/lib/acl-updater/python"
 # The newest first: pip takes the best wheel that the guest's glibc can load.
-_PLATFORMS = tuple(f"manylinux_2_{minor}_x86_64" for minor in (41, 34, 28, 17)) + ("manylinux2014_x86_64",)
+_PLATFORMS = (*(f"manylinux_2_{minor}_x86_64" for minor in (41, 34, 28, 17)), "manylinux2014_x86_64")
 _NOT_ON_NODES = ("integration/",)
 _WRAPPER = f"""#!/usr/bin/python3 -ISB
 import sys
@@ -44,32 +46,8 @@ def product_layer(tools: ToolTree) -> dict[str, TreeFile]:
     files["usr/bin/acl-updater"] = TreeFile(_WRAPPER.encode(), 0o755)
     for name, file in read_files(REPOSITORY / "rollback/health.d").items():
         files[f"usr/lib/acl-updater/health.d/{name}"] = file
-    units = read_files(REPOSITORY / "updater/units/root")
-    files.update(units)
-    files.update(enabled_links(units))
+    files.update(unit_layer())
     return files
-
-
-def enabled_links(units: dict[str, TreeFile]) -> dict[str, TreeFile]:
-    """Return the links that `systemctl preset` would make for the units that our preset enables, and our masks."""
-    preset = units["usr/lib/systemd/system-preset/90-acl-updater.preset"].content.decode()
-    links: dict[str, TreeFile] = {}
-    for line in preset.splitlines():
-        words = line.split()
-        if len(words) != 2:
-            continue
-        verb, unit = words
-        if verb == "disable":
-            links[f"etc/systemd/system/{unit}"] = TreeFile(link="/dev/null")
-        elif verb == "enable":
-            text = units[f"usr/lib/systemd/system/{unit}"].content.decode()
-            for kind, suffix in (("WantedBy=", "wants"), ("RequiredBy=", "requires")):
-                for entry in text.splitlines():
-                    if entry.startswith(kind):
-                        for target in entry.removeprefix(kind).split():
-                            name = f"etc/systemd/system/{target}.{suffix}/{unit}"
-                            links[name] = TreeFile(link=f"/usr/lib/systemd/system/{unit}")
-    return links
 
 
 def _dependencies(tools: ToolTree) -> Path:
@@ -142,8 +120,6 @@ def _pip(*arguments: str | Path) -> None:
 
 
 def _pip_environment() -> dict[str, str]:
-    import os
-
     wanted = ("PIP_", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT", "REQUESTS_CA")
     return {name: value for name, value in os.environ.items() if name.startswith(wanted)}
 

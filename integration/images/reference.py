@@ -21,13 +21,16 @@ log = logging.getLogger(__name__)
 
 IMAGE_ID = "acl-reference"
 _HERE = Path(__file__).parent
-_CONSOLE = (
+_COMMAND_LINE = (
     "console=tty0",
     "console=ttyS0,115200",
     "systemd.show_status=1",
+    # The updater mounts the ESP itself, and the initrd finds the state partition on the root's own disk.
     "systemd.gpt_auto=0",
     "systemd.getty_auto=0",
 )
+# Sooner than in production, and still late on a busy machine.
+_LAB_COMMAND_LINE = ("systemd.default_device_timeout_sec=30",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +73,12 @@ def build(spec: ReleaseSpec, out: Path, ingredients: ReferenceImages | None = No
     out.mkdir(parents=True, exist_ok=True)
     layers: list[Layer] = [read_files(_HERE / "vendor/root"), _vendor_links(), product_layer(parts.tools)]
     initrd = read_files(_HERE / "vendor/initrd")
-    panic_s = 10
+    panic_s, command_line = 10, list(_COMMAND_LINE)
     if spec.lab:
+        panic_s, command_line = 1, [*_COMMAND_LINE, *_LAB_COMMAND_LINE]
         mark = {"usr/lib/acl-lab/release": TreeFile(f"{spec.version}\n".encode())}
         layers += [read_files(_HERE / "lab/root"), mark]
         initrd.update({**read_files(_HERE / "lab/initrd"), **mark})
-        panic_s = 1
     layers += [{"usr/lib/os-release": TreeFile(_os_release(spec.version))}, spec.changes]
     tree = out / "tree.tar"
     compose(parts.base.tar, layers, spec.removed, tree, mtime_s=EPOCH)
@@ -95,7 +98,7 @@ def build(spec: ReleaseSpec, out: Path, ingredients: ReferenceImages | None = No
                 out=out,
                 panic_s=panic_s,
                 security_epoch=spec.security_epoch,
-                command_line=_CONSOLE,
+                command_line=command_line,
                 stub=parts.tools.stub,
                 signing=spec.signing,
                 checked=spec.checked,

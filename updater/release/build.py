@@ -15,7 +15,7 @@ from pathlib import Path
 
 from updater.errors import InvalidDocument
 from updater.manifest import Artifact, Manifest, Root, parse_manifest
-from updater.release.cpio import TreeFile, read_files, write_cpio
+from updater.release.cpio import write_cpio
 from updater.release.erofs import extract_root_image, make_root_image, pad_to_blocks
 from updater.release.hashtree import HashTree, make_hash_tree
 from updater.release.image_checks import check_root_tree, require_sound
@@ -23,21 +23,13 @@ from updater.release.root_tree import RootTree, open_root_tree, read_text
 from updater.release.sbom import installed_packages, make_sbom, vendor_of
 from updater.release.uki import DEADLINES, SecureBoot, UkiParts, make_uki
 from updater.release.uki_checks import check_uki
+from updater.release.unit_layer import initrd_overlay
 from updater.schema import encode_json
 
 log = logging.getLogger(__name__)
 
 # Every UUID of a release is derived under this one, so that the same inputs give the same root hash.
 _NAMESPACE = uuid.UUID("5f0c3d0e-6f0e-5d53-9a3a-7a6a5b1f4c2e")
-_UNITS = Path(__file__).resolve().parents[1] / "units"
-# Files of the root that the initrd needs as well.
-_SHARED_WITH_INITRD = (
-    "usr/lib/acl-updater/watchdog",
-    "usr/lib/modprobe.d/50-acl-updater.conf",
-    "usr/lib/modules-load.d/50-acl-updater.conf",
-    "usr/lib/systemd/system.conf.d/50-acl-updater.conf",
-    "usr/lib/systemd/system/acl-updater-watchdog.service",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +119,6 @@ def build_release(inputs: BuildInputs) -> BuiltRelease:
 def command_line(root_hash: str, panic_s: int, extra: Sequence[str]) -> str:
     """Return the kernel command line of a release."""
     return " ".join([f"roothash={root_hash}", *DEADLINES, f"panic={panic_s}", *extra])
-
-
-def initrd_overlay() -> dict[str, TreeFile]:
-    """Return the initrd's deadlines: what an initrd needs so that a failure in it becomes a reboot with evidence."""
-    root = read_files(_UNITS / "root")
-    return {**read_files(_UNITS / "initrd"), **{name: root[name] for name in _SHARED_WITH_INITRD}}
 
 
 def artifact(path: Path) -> Artifact:
