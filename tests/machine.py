@@ -138,7 +138,7 @@ class SimulatedMachine:
             yield Path(folder)
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, *, wait_s: float = 0.0) -> Iterator[None]:
         yield
 
     def reboot(self, why: str) -> None:

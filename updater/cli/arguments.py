@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from updater import __version__
@@ -66,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     pin.add_argument("release", metavar="VERSION")
     _add(commands, "unpin", "follow the channel again")
     hold = _add(commands, "hold", "install nothing until `unhold`, or until a time")
-    hold.add_argument("--until", metavar="TIME", help="a time in UTC, such as 2026-12-24T18:00:00Z")
+    hold.add_argument("--until", metavar="TIME", type=_utc, help="a time in UTC, such as 2026-12-24T18:00:00Z")
     hold.add_argument("--why", default="", metavar="TEXT", help="shown by status and explain")
     _add(commands, "unhold", "end the hold")
     channel = _add(commands, "channel", "follow another channel")
@@ -81,6 +82,12 @@ def parser() -> argparse.ArgumentParser:
     health = _add(commands, "health", "run or show the health checks", parse_rest=True)
     health.add_argument("rest", nargs=argparse.REMAINDER, help="run, show or service; see `acl-updater health --help`")
     return top
+
+
+def _utc(text: str) -> str:
+    if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time in UTC such as 2026-12-24T18:00:00Z")
+    return text
 
 
 def _add(

@@ -16,7 +16,7 @@ from updater.facts import Facts
 from updater.plan import Plan, sizes
 from updater.policy import holding, quarantine_sentence
 from updater.repository import Repository, open_repository
-from updater.situation import Situation, decide
+from updater.situation import Situation, decide, running_is_proven
 from updater.slots import Slot
 from updater.steps.session import Session
 from updater.steps.stage import plan_stage, refuse_in_situation
@@ -125,12 +125,10 @@ def history(args: argparse.Namespace, session: Session) -> Report:
 def check(args: argparse.Namespace, session: Session) -> Report:
     """Renew the metadata and tell what is to be installed."""
     facts = session.facts()
+    refuse_in_situation(facts)
     with open_repository(session.node, built=built(facts)) as repository:
-        accepted = repository.refresh()
-        follow_floor_reset(session, facts, accepted.epoch_reset)
-        facts = session.facts()
-        refuse_in_situation(facts)
-        plan, _ = plan_stage(session, repository, facts, to=None)
+        renew(session, repository, facts)
+        plan, _ = plan_stage(session, repository, session.facts(), to=None)
     version = plan.release.version
     return Report(
         {"format": 1, "available": version, "running": facts.running.version, "why": plan.target.why},
@@ -143,8 +141,8 @@ def plan(args: argparse.Namespace, session: Session) -> Report:
     facts = session.facts()
     refuse_in_situation(facts)
     with open_repository(session.node, built=built(facts)) as repository:
-        repository.refresh()
-        made, _ = plan_stage(session, repository, facts, to=args.to)
+        renew(session, repository, facts)
+        made, _ = plan_stage(session, repository, session.facts(), to=args.to)
     return plan_report(made)
 
 
@@ -205,7 +203,17 @@ def built(facts: Facts) -> str | None:
     return proven.release.built if proven else None
 
 
-def follow_floor_reset(session: Session, facts: Facts, reset: EpochReset | None) -> None:
+def renew(session: Session, repository: Repository, facts: Facts) -> None:
+    """Renew the trusted metadata, and follow what its root says.
+
+    A newer root that the running image ships counts only once that image is proven: one on trial brings no keys.
+    """
+    if running_is_proven(facts):
+        repository.trust.adopt_root(session.node.bootstrap_roots())
+    _follow_floor_reset(session, facts, repository.refresh().epoch_reset)
+
+
+def _follow_floor_reset(session: Session, facts: Facts, reset: EpochReset | None) -> None:
     """Take over a floor that the trusted root resets, once for each root version that carries one."""
     if reset is None or reset.root_version <= facts.ledger.floor_root_version:
         return
@@ -224,9 +232,9 @@ def _outlook(args: argparse.Namespace, session: Session, facts: Facts) -> Outloo
     accepted = ""
     try:
         with open_repository(session.node, built=built(facts)) as repository:
-            if not args.offline:
+            if not args.offline and decide(facts) is not Situation.TRIAL:
                 try:
-                    repository.refresh()
+                    renew(session, repository, facts)
                 except UpdaterError as error:
                     trouble = error
             try:

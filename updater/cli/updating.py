@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from updater.cli.looking import built, follow_floor_reset, plan_report, status_data
+from updater.cli.looking import built, plan_report, renew, status_data
 from updater.cli.output import Report
 from updater.errors import NetworkFailure, NothingToDo, Refused, UpdaterError
 from updater.health_plugin import HealthPlugin, find_health_plugin
+from updater.policy import holding
 from updater.records import Update, VerdictRecord
 from updater.repository import Repository, open_repository
 from updater.situation import Situation, decide
@@ -19,13 +20,14 @@ from updater.steps import recover as recovering
 from updater.steps import roll_back
 from updater.steps import stage as staging
 from updater.steps.session import Session
+from updater.versions import Version
 
 
 def stage(args: argparse.Namespace, session: Session) -> Report:
     """Stage a release."""
     recovering.recover(session, _health(session))
     with open_repository(session.node, built=built(session.facts())) as repository:
-        _refresh(session, repository)
+        renew(session, repository, session.facts())
         made = staging.stage(session, repository, to=args.to)
     report = plan_report(made)
     return Report(
@@ -115,10 +117,15 @@ def _update(args: argparse.Namespace, session: Session) -> Report:
     facts = session.facts()
     pending = facts.journal.update
     with open_repository(session.node, built=built(facts)) as repository:
-        if situation is Situation.ARMED and pending is not None:
-            _drop_if_withdrawn(session, repository, pending)
+        if (
+            situation is Situation.ARMED
+            and pending is not None
+            and _is_still_wanted(args, session, repository, pending)
+        ):
             return _reboot(args, session, pending)
-        _refresh(session, repository)
+        if situation is not Situation.ARMED:
+            staging.refuse_in_situation(facts)
+            renew(session, repository, facts)
         just_proven = False
         try:
             staging.stage(session, repository, to=args.to)
@@ -147,21 +154,34 @@ def _finalize(session: Session, *, just_proven: bool, repository: Repository | N
         return finalizing.finalize(session, repository=None, health=_health(session))
     with open_repository(session.node, built=built(session.facts())) as opened:
         try:
-            _refresh(session, opened)
+            renew(session, opened, session.facts())
         except NetworkFailure as error:
             # An unreachable mirror does not keep a proven release from its trial; what was accepted last decides.
             session.record("offline", f"the metadata could not be renewed: {error.message}")
         return finalizing.finalize(session, repository=opened, health=_health(session))
 
 
-def _refresh(session: Session, repository: Repository) -> None:
-    accepted = repository.refresh()
-    follow_floor_reset(session, session.facts(), accepted.epoch_reset)
+def _is_still_wanted(args: argparse.Namespace, session: Session, repository: Repository, update: Update) -> bool:
+    """Tell whether the armed release is still the one to try; cancel it when it is not. Raises Refused under a hold."""
+    facts = session.facts()
+    version = update.release.version
+    if holding(facts.policy, facts.now):
+        raise Refused(
+            f"release {version} is armed, and this node is on hold: it does not reboot by itself",
+            mend="`acl-updater unhold`, or `acl-updater cancel`",
+            reason="held",
+        )
+    _drop_if_withdrawn(session, repository, update)
+    wanted = args.to or facts.policy.pin
+    if wanted is None or Version(wanted) == Version(version):
+        return True
+    cancelling.cancel(session, why=f"release {wanted} is wanted instead")
+    return False
 
 
 def _drop_if_withdrawn(session: Session, repository: Repository, update: Update) -> None:
     try:
-        _refresh(session, repository)
+        renew(session, repository, session.facts())
         withdrawn = repository.withdrawn()
     except UpdaterError as error:
         session.record("offline", f"the metadata could not be renewed: {error.message}")

@@ -132,7 +132,7 @@ class ImageNode:
             yield Path(folder)
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, *, wait_s: float = 0.0) -> Iterator[None]:
         """Lock the image as QEMU does, so that no machine runs from it and no second updater writes it."""
         with self._image.open("r+b") as file:
             _lock_whole(file, self._image)

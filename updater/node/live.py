@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import platform
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from updater.blocks import Blocks
 from updater.boot.systemd_boot import SystemdBoot
@@ -35,6 +37,8 @@ OS_RELEASE = (Path("/etc/os-release"), Path("/usr/lib/os-release"))
 # The image's own file comes first: /etc may carry an operator's copy of an older release's.
 IMAGE_OS_RELEASE = tuple(reversed(OS_RELEASE))
 
+_LOCK_POLL_S = 0.2
+
 
 class LiveNode:
     """A `Node` on the running system; a context manager, since it mounts the ESP for itself."""
@@ -51,6 +55,12 @@ class LiveNode:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> LiveNode:
+        if os.geteuid() != 0:
+            raise EnvironmentFailure(
+                "the slots, the ESP and the EFI variables can only be read by root",
+                mend="use sudo, or look at a disk image with --disk FILE",
+                reason="not-root",
+            )
         self._root: LiveRoot = discover_live_root()
         self._disk = LayoutDisk(str(self._root.disk), self.layout, self._table)
         esp = self._disk.partition("esp")
@@ -142,19 +152,20 @@ class LiveNode:
             yield Path(folder)
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, *, wait_s: float = 0.0) -> Iterator[None]:
+        until = time.monotonic() + wait_s
         with explained(f"cannot lock {RUNTIME}", "run as root"):
             RUNTIME.mkdir(parents=True, exist_ok=True)
             file = (RUNTIME / "lock").open("w")
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise Refused(
-                    "another acl-updater is at work on this machine",
-                    mend="wait for it: `systemctl status acl-updater-update`",
-                    reason="busy",
-                ) from error
+            while not _locked(file):
+                if time.monotonic() >= until:
+                    raise Refused(
+                        "another acl-updater is at work on this machine",
+                        mend="wait for it: `systemctl status acl-updater-update`",
+                        reason="busy",
+                    )
+                time.sleep(_LOCK_POLL_S)
             yield
 
     def reboot(self, why: str) -> None:
@@ -193,3 +204,11 @@ class LiveNode:
             write_table(disk, table)
         # The kernel keeps its own view of a busy disk; udev's links follow the table once it looks again.
         run(["udevadm", "trigger", "--settle", str(self._root.disk)], timeout_s=60, check=False)
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -92,8 +92,11 @@ class Node(Protocol):
     def scratch_folder(self) -> AbstractContextManager[Path]:
         """Lend an empty folder for one download."""
 
-    def lock(self) -> AbstractContextManager[None]:
-        """Hold the one lock of all that changes something; raise Refused (reason `busy`) when another holds it."""
+    def lock(self, *, wait_s: float = 0.0) -> AbstractContextManager[None]:
+        """Hold the one lock of all that changes something.
+
+        Raises Refused (reason `busy`) when another still holds it after `wait_s`.
+        """
 
     def reboot(self, why: str) -> None:
         """Ask for a reboot; a disk image has nothing to do."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import Literal
 
 import msgspec
 
 from updater.config import Health
-from updater.errors import EnvironmentFailure
+from updater.errors import EnvironmentFailure, UpdaterError
 from updater.files import Directory
 from updater.health_plugin import Aftermath, Evidence, Trial
 from updater.records import VerdictRecord
@@ -19,6 +20,9 @@ from updater.steps.roll_back import end_trial
 from updater.steps.session import Session
 
 log = logging.getLogger(__name__)
+
+# Another updater holds the lock for as long as it stages; the health service asks again after this.
+_PATIENCE_S = 20.0
 
 
 class TrialEngine:
@@ -38,6 +42,11 @@ class TrialEngine:
         """Return the updater's state folder."""
         return self._session.node.state
 
+    @property
+    def evidence_bytes(self) -> int:
+        """Return how much evidence may be kept."""
+        return self._session.node.config.evidence_bytes
+
     def trial(self) -> Trial | None:
         """Return the trial that this boot is, None on any other boot.
 
@@ -50,8 +59,7 @@ class TrialEngine:
             return None
         verdict = condemned(update)
         if verdict is not None:
-            with self._session.node.lock():
-                end_trial(self._session, verdict)
+            self._end(verdict)
         return Trial(
             release=update.release.version,
             root_hash=update.release.root.root_hash,
@@ -63,7 +71,7 @@ class TrialEngine:
 
     def commit(self, reason: str, sentence: str) -> None:
         """Make the release on trial the default."""
-        with self._session.node.lock():
+        with self._session.node.lock(wait_s=_PATIENCE_S):
             commit(self._session, reason=reason, sentence=sentence)
 
     def roll_back(self, reason: str, sentence: str, evidence: Evidence) -> None:
@@ -79,12 +87,11 @@ class TrialEngine:
             cause=evidence.cause.value,
             evidence=evidence.folder,
         )
-        with self._session.node.lock():
-            end_trial(self._session, verdict)
+        self._end(verdict)
 
     def healthy_boot(self) -> None:
         """Renew the protection of the running, committed release."""
-        with self._session.node.lock():
+        with self._session.node.lock(wait_s=_PATIENCE_S):
             healthy_boot(self._session)
 
     def unhealthy_boot(self, sentence: str, checks: tuple[str, ...]) -> Literal["reboot", "stay"]:
@@ -117,7 +124,7 @@ class TrialEngine:
 
     def clear_blame(self, aftermath: Aftermath, sentence: str) -> None:
         """Clear the image of blame: the old release fails the same checks, so it may be tried again at once."""
-        with self._session.node.lock():
+        with self._session.node.lock(wait_s=_PATIENCE_S):
             ledger = self._session.store.ledger()
             found = ledger.quarantined(aftermath.root_hash) if ledger else None
             if ledger is not None and found is not None:
@@ -132,7 +139,7 @@ class TrialEngine:
 
     def keep_blame(self, aftermath: Aftermath, sentence: str) -> None:
         """Close the aftermath: the old release passes checks that the image failed."""
-        with self._session.node.lock():
+        with self._session.node.lock(wait_s=_PATIENCE_S):
             self._close(aftermath, "blamed", f"release {aftermath.release} stays quarantined: {sentence}")
 
     def report(self, event: str, sentence: str, checks: tuple[str, ...]) -> None:
@@ -142,6 +149,19 @@ class TrialEngine:
             self._session.record(event, sentence, version=running.version, slot=running.slot)
         except EnvironmentFailure as error:
             log.error("%s: %s (not recorded: %s)", event, sentence, error)
+
+    def _end(self, verdict: VerdictRecord) -> None:
+        """End the trial whatever is broken: a lock that is never given, records that cannot be read or written."""
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self._session.node.lock(wait_s=_PATIENCE_S))
+            except UpdaterError as error:
+                log.error("the trial is ended without the lock: %s", error)
+            try:
+                end_trial(self._session, verdict)
+            except UpdaterError as error:
+                log.error("the verdict could not be carried out, the loader's count ends the trial: %s", error)
+                self._session.node.reboot(verdict.sentence)
 
     def _close(self, aftermath: Aftermath, event: str, sentence: str) -> None:
         journal = self._session.store.journal()
