@@ -81,7 +81,7 @@ def open_root_tree(path: Path) -> Iterator[RootTree]:
         yield FolderTree(path)
         return
     try:
-        tar = tarfile.open(path)
+        tar = tarfile.open(path)  # noqa: SIM115 - closed by the `with` below
     except (tarfile.TarError, OSError) as error:
         raise InvalidDocument(str(path), "", f"it is no root tree: {error}", "give a folder or a tar") from error
     with tar:
