@@ -122,6 +122,10 @@ class HealthEngine(Protocol):
     def state(self) -> Directory:
         """Return the updater's state folder."""
 
+    @property
+    def evidence_bytes(self) -> int:
+        """Return how many bytes all evidence may take there."""
+
     def trial(self) -> Trial | None:
         """Return the trial that this boot is, None for a boot of a proven release.
 
