@@ -29,6 +29,7 @@ _COMMAND_LINE = (
     "systemd.gpt_auto=0",
     "systemd.getty_auto=0",
 )
+_FAULT_GENERATOR = "usr/lib/systemd/system-generators/acl-lab-faults"
 # Sooner than in production, and still late on a busy machine.
 _LAB_COMMAND_LINE = ("systemd.default_device_timeout_sec=30",)
 
@@ -77,8 +78,9 @@ def build(spec: ReleaseSpec, out: Path, ingredients: ReferenceImages | None = No
     if spec.lab:
         panic_s, command_line = 1, [*_COMMAND_LINE, *_LAB_COMMAND_LINE]
         mark = {"usr/lib/acl-lab/release": TreeFile(f"{spec.version}\n".encode())}
-        layers += [read_files(_HERE / "lab/root"), mark]
-        initrd.update({**read_files(_HERE / "lab/initrd"), **mark})
+        lab = read_files(_HERE / "lab/root")
+        layers += [lab, mark]
+        initrd.update({**read_files(_HERE / "lab/initrd"), **mark, _FAULT_GENERATOR: lab[_FAULT_GENERATOR]})
     layers += [{"usr/lib/os-release": TreeFile(_os_release(spec.version))}, spec.changes]
     tree = out / "tree.tar"
     compose(parts.base.tar, layers, spec.removed, tree, mtime_s=EPOCH)
