@@ -21,7 +21,7 @@ class Blocks(Protocol):
         """Return the partition's length."""
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return exactly `length` bytes at `offset`."""
+        """Return exactly `length` bytes at `offset`; may be called from another thread, one read at a time."""
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write all of `data` at `offset`; durable only after `flush`."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -183,7 +184,7 @@ def read_level(hashes: Blocks, level: Level, digests: bytes, hasher: Hasher) -> 
     base = BLOCK_BYTES + level.offset_bytes
     bad = _Tally(hashes, "hash block")
     content = bytearray()
-    for at, chunk in _pieces(hashes, base, level.blocks * BLOCK_BYTES):
+    for at, chunk in pieces(hashes, base, level.blocks * BLOCK_BYTES):
         wanted = digests[at // GROUP_BLOCKS :][: len(chunk) // GROUP_BLOCKS]
         for index in differing(wanted, hasher.digests(chunk)):
             bad.add(base + at + index * BLOCK_BYTES)
@@ -216,14 +217,15 @@ def prove(data: Blocks, hashes: Blocks, root: Root, progress: Progress | None = 
     digests = upper_digests(hashes, root, hasher)
     leaf = _Tally(hashes, "hash block")
     block = _Tally(data, "data block")
-    for first, expected in leaf_runs(hashes, root, digests, hasher, leaf.add):
-        if progress:
-            progress(first * BLOCK_BYTES, root.length_bytes)
-        base = first * BLOCK_BYTES
-        for at, chunk in _pieces(data, base, len(expected) * GROUP_BLOCKS):
-            wanted = expected[at // GROUP_BLOCKS :][: len(chunk) // GROUP_BLOCKS]
-            for index in differing(wanted, hasher.digests(chunk)):
-                block.add(base + at + index * BLOCK_BYTES)
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read") as ahead:
+        for first, expected in leaf_runs(hashes, root, digests, hasher, leaf.add):
+            if progress:
+                progress(first * BLOCK_BYTES, root.length_bytes)
+            base = first * BLOCK_BYTES
+            for at, chunk in pieces(data, base, len(expected) * GROUP_BLOCKS, ahead):
+                wanted = expected[at // GROUP_BLOCKS :][: len(chunk) // GROUP_BLOCKS]
+                for index in differing(wanted, hasher.digests(chunk)):
+                    block.add(base + at + index * BLOCK_BYTES)
     leaf.settle()
     block.settle()
     if progress:
@@ -285,10 +287,22 @@ def root_hash_of_tree(tree: bytes, salt: bytes) -> str:
     return Hasher(salt).digests(memoryview(tree)[:BLOCK_BYTES]).hex()
 
 
-def _pieces(blocks: Blocks, offset: int, length: int) -> Iterator[tuple[int, bytes]]:
-    """Yield (distance from the range's start, bytes) of a range in large reads."""
-    for at in range(0, length, READ_BYTES):
-        yield at, blocks.read(offset + at, min(READ_BYTES, length - at))
+def pieces(blocks: Blocks, offset: int, length: int, ahead: Executor | None = None) -> Iterator[tuple[int, bytes]]:
+    """Yield (distance from `offset`, bytes) of a range in large reads.
+
+    With an executor the next read is under way while the caller works; the executor must end before `blocks` closes.
+    """
+    steps = [(at, min(READ_BYTES, length - at)) for at in range(0, length, READ_BYTES)]
+    if ahead is None:
+        for at, count in steps:
+            yield at, blocks.read(offset + at, count)
+        return
+    following = ahead.submit(blocks.read, offset, steps[0][1]) if steps else None
+    for (at, _), after in zip(steps, [*steps[1:], None], strict=True):
+        assert following is not None
+        found = following.result()
+        following = ahead.submit(blocks.read, offset + after[0], after[1]) if after else None
+        yield at, found
 
 
 class _Tally:
