@@ -45,10 +45,10 @@ class HealthCommands:
         health.add_parser("service", help="judge this boot (run by systemd)", description=_SERVICE)
 
     def run(self, arguments: argparse.Namespace, connect: Callable[[], HealthEngine]) -> int:
-        """Carry out a parsed subcommand, found in `arguments.health_command`; return its exit code."""
-        if arguments.health_command == "run":
+        """Carry out the subcommand `arguments.verb`; return its exit code."""
+        if arguments.verb == "run":
             return self._run_once(arguments.names, as_json=arguments.json)
-        if arguments.health_command == "show":
+        if arguments.verb == "show":
             return self._show(as_json=arguments.json)
         return self._serve(connect)
 

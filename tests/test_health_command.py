@@ -41,7 +41,7 @@ def command(name: str, *argv: str, **more: Any) -> dict[str, Any]:
 def health(folders: Path, *words: str) -> int:
     judge = HealthCommands(folders / "vendor", folders / "operator")
     parser = argparse.ArgumentParser()
-    judge.add_arguments(parser.add_subparsers(dest="health_command", required=True))
+    judge.add_arguments(parser.add_subparsers(dest="verb", required=True))
 
     def connect() -> Any:
         raise AssertionError("only the service needs the engine")
@@ -162,7 +162,7 @@ class Engine:
         print("commit", reason, flush=True)
 
 base = Path(sys.argv[1])
-arguments = argparse.Namespace(health_command="service")
+arguments = argparse.Namespace(verb="service")
 sys.exit(HealthCommands(base / "vendor", base / "operator").run(arguments, Engine))
 """
 

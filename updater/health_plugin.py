@@ -167,7 +167,7 @@ class HealthPlugin(Protocol):
         """Add the subcommands of `acl-updater health`: run, show, service."""
 
     def run(self, arguments: argparse.Namespace, connect: Callable[[], HealthEngine]) -> int:
-        """Carry out a parsed subcommand; return its exit code. Only `service` calls `connect`."""
+        """Carry out the subcommand `arguments.verb`; return its exit code. Only `service` calls `connect`."""
 
     def capture_baseline(self, settings: Health) -> dict[str, Any]:
         """Run the checks on the running release and return what fails already, as plain JSON values.
