@@ -56,7 +56,7 @@ class LayoutDisk:
             uuid = wanted.partuuid_for(root_hash)
             if uuid is not None and self._current(changed, wanted) != uuid:
                 changed = changed.with_partition(self._numbers[wanted.label], unique_guid=uuid)
-        if changed == table and table.primary_ok and table.backup_ok:
+        if changed == table and table.consistent:
             return None
         return changed
 

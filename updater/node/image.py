@@ -110,7 +110,7 @@ class ImageNode:
 
     def mend_gpt(self) -> bool:
         table = self._table()
-        if table.primary_ok and table.backup_ok:
+        if table.consistent:
             return False
         self._write_table(table)
         return True
@@ -149,7 +149,6 @@ class ImageNode:
             return parse(disk.read, disk.length_bytes, disk.sector_bytes)
 
     def _write_table(self, table: Gpt) -> None:
-
         with WholeDisk(self._image, writable=True) as disk:
             write_table(disk, table)
 

@@ -122,7 +122,7 @@ class LiveNode:
 
     def mend_gpt(self) -> bool:
         table = self._table()
-        if table.primary_ok and table.backup_ok:
+        if table.consistent:
             return False
         self._write_table(table)
         return True
@@ -202,8 +202,9 @@ class LiveNode:
     def _write_table(self, table: Gpt) -> None:
         with WholeDisk(self._root.disk, writable=True) as disk:
             write_table(disk, table)
-        # The kernel keeps its own view of a busy disk; udev's links follow the table once it looks again.
-        run(["udevadm", "trigger", "--settle", str(self._root.disk)], timeout_s=60, check=False)
+        # The kernel keeps its own view of a busy disk; udev's links follow the table once it looks at each partition.
+        nodes = [str(node) for node in (self._root.disk, *self._root.nodes.values())]
+        run(["udevadm", "trigger", "--settle", "--action=change", *nodes], timeout_s=60, check=False)
 
 
 def _locked(file: IO[str]) -> bool:
