@@ -140,7 +140,9 @@ class Trust:
         if floors is not None:
             for role, offered, known in floors.value.breaches(versions, proven.root.signed):
                 raise refusals.rolled_back(attempt.mirror, role, offered, known)
+        # These raise on what is signed and still cannot be right.
         roots.epoch_reset(proven.root.signed)
+        proven.manifests()
 
     def _prefetch(self, proven: Proven, fetcher: Fetcher) -> None:
         """Cache the channels and the list of withdrawn releases, for a node that goes offline later."""
@@ -160,7 +162,7 @@ class Trust:
             if before.value.seen_sha256(version) not in (None, digest):
                 log.error("trust: release %s has changed its manifest: it will be refused", version)
         floors = before.value.raised(proven.versions, proven.signers, manifests, reference)
-        if floors != before.value:
+        if floors != before.value or memory.mended:
             floor_file.save(self._state, Kept(floors, before.raw))
         held = to_hold(proven, mirror, reference, memory.held)
         sets.publish(self._state, held, memory.held)

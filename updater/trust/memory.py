@@ -22,6 +22,7 @@ from updater.trust.workflow import Proven
 log = logging.getLogger(__name__)
 
 ROOT_FILE = "root.json"
+_SET_GONE = "no accepted metadata stands beside the version floors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ def remember(state: Directory, bootstrap_roots: Sequence[Path]) -> Memory:
         mended.append(f"{floor_damage or 'the version floors are gone'}: taken anew from the accepted metadata")
         floors = Kept(_floors_of(held))
     elif set_damage or (floors is not None and held is None and floors.value.version("timestamp")):
-        mended.append(f"{set_damage or 'the accepted metadata is gone'}: fetched anew, above the version floors")
+        mended.append(f"{set_damage or _SET_GONE}: fetched anew, above the version floors")
     for sentence in mended:
         log.error("trust: damaged memory: %s", sentence)
     return Memory(newest_root(state, root, bootstrap_roots), floors, held, mended)
@@ -84,11 +85,16 @@ def newest_root(state: Directory, cached: bytes | None, bootstrap_roots: Sequenc
 
 
 def held_set(state: Directory) -> Held | None:
-    """Return the accepted set, None when there is none; raise Untrusted (`metadata-corrupt-cache`)."""
+    """Return the accepted set, None when none ever was; raise Untrusted (`metadata-corrupt-cache`)."""
     try:
-        return sets.load(state)
+        held = sets.load(state)
     except Damaged as damage:
         raise corrupt(str(damage)) from damage
+    if held is None:
+        floors = held_floors(state)
+        if floors is not None and floors.version("timestamp"):
+            raise corrupt(_SET_GONE)
+    return held
 
 
 def held_floors(state: Directory) -> Floors | None:
