@@ -25,7 +25,7 @@ SIZES = [1, 2, 127, 128, 129, 255, 256, 128 * 128, 128 * 128 + 1]
 
 @needs_veritysetup
 @pytest.mark.parametrize("blocks", SIZES)
-@pytest.mark.parametrize("salt", ["", "00ff", "5a" * 32, "c3" * 256])
+@pytest.mark.parametrize("salt", ["", "5a" * 32, "c3" * 256])
 def test_trees_and_superblocks_equal_those_of_veritysetup(tmp_path: Path, blocks: int, salt: str) -> None:
     image = image_of(blocks, seed=blocks)
     data, hashes = tmp_path / "data", tmp_path / "hashes"
@@ -99,8 +99,8 @@ def test_a_sound_slot_is_proven_with_progress_to_the_end(blocks: int) -> None:
     assert seen == sorted(seen)
 
 
-@settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**32), blocks=st.sampled_from([1, 2, 129, 300, 16500]))
+@settings(max_examples=80)
+@given(seed=st.integers(0, 2**32), blocks=st.sampled_from([1, 2, 129, 300]))
 def test_one_flipped_bit_anywhere_is_found(seed: int, blocks: int) -> None:
     image = image_of(blocks)
     root, tree = root_of(image)
@@ -116,6 +116,18 @@ def test_one_flipped_bit_anywhere_is_found(seed: int, blocks: int) -> None:
         verity.prove(data, hashes, root)
     assert f"byte {at - at % BLOCK_BYTES} " in str(caught.value)
     assert blocks_of.name in str(caught.value)
+
+
+def test_a_flipped_bit_in_any_level_of_a_deep_tree_is_found() -> None:
+    image = image_of(128 * 128 + 1)
+    root, tree = root_of(image)
+    data, hashes = slot_of(image, root, tree)
+    for level in verity.geometry(root).levels:
+        at = BLOCK_BYTES + (level.start + level.blocks - 1) * BLOCK_BYTES
+        hashes.content[at] ^= 1
+        with pytest.raises(SlotDamaged, match=f"hash block at byte {at} "):
+            verity.prove(data, hashes, root)
+        hashes.content[at] ^= 1
 
 
 def test_damage_names_the_first_bad_block_and_counts_the_others() -> None:
