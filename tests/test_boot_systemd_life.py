@@ -57,7 +57,7 @@ def test_an_update_leaves_the_names_that_the_page_on_systemd_boot_tells() -> Non
     boot.settle(B)
     assert names(esp) == ["a.conf", "b.conf"]
     boot.condemn(B)
-    assert names(esp) == ["a.conf", "b+0-1.conf"]
+    assert names(esp) == ["a.conf", "b+0-0.conf"]
 
 
 def test_withdrawing_takes_the_entry_before_the_uki_and_the_uki_before_its_addons() -> None:

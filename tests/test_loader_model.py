@@ -105,10 +105,19 @@ def test_a_default_pattern_boots_even_a_bad_entry() -> None:
     assert booted(LoaderState(state.candidates, default="b.conf")) == "b+0-3.conf"
 
 
-def test_ids_keep_their_counters_before_version_259() -> None:
-    state = LoaderState((entry("a.conf", 1), entry("b+3-0.conf", 2)), default="a.conf", version=257)
-    assert booted(state) == "a.conf"
-    assert booted(LoaderState((entry("a.conf", 1), entry("b+3-0.conf", 0)), default="b.conf", version=257)) == "a.conf"
+def test_ids_kept_their_counters_before_version_257() -> None:
+    found = (entry("a.conf", 1), entry("b+3-0.conf", 0))
+    assert booted(LoaderState(found, default="b.conf", version=256)) == "a.conf"
+    assert booted(LoaderState(found, default="b.conf", version=257)) == "b+3-0.conf"
+
+
+def test_a_file_of_the_next_name_stops_counting_and_the_entry_boots_for_ever() -> None:
+    found = (entry("a.conf", 1), entry("b+3-0.conf", 2))
+    for state in (
+        LoaderState((*found, entry("b+2-1.conf", 1))),
+        LoaderState(found, taken=frozenset({"B+2-1.conf"})),
+    ):
+        assert booted(boot(boot(state)[1])[1]) == "b+3-0.conf"
 
 
 def test_preferred_skips_entries_without_tries_and_is_unknown_before_260() -> None:
@@ -248,7 +257,11 @@ def test_a_bad_entry_boots_only_when_all_are_bad(found: list[Candidate]) -> None
         assert all(other.is_bad for other in found)
 
 
-@given(st.lists(candidates, min_size=1, max_size=4, unique_by=lambda found: found.file))
+def chain(found: Candidate) -> tuple[str, int]:
+    return found.name.stem, (found.name.tries_left or 0) + found.name.tries_done
+
+
+@given(st.lists(candidates, min_size=1, max_size=4, unique_by=chain))
 def test_counted_entries_run_out_of_tries(found: list[Candidate]) -> None:
     state = LoaderState(tuple(found))
     tries = sum(one.name.tries_left or 0 for one in found)

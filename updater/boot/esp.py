@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from updater.boot import entries, loader_model
@@ -26,6 +26,7 @@ _MAX_CONF_BYTES = 64 * 1024
 # What firmware's FAT driver or a cut leaves of our names when their long halves are lost.
 _TORN_NAME = re.compile(r"[ab](_[0-9]+-[0-9]+)?~[0-9]+\.con", re.IGNORECASE)
 _RECOVERED_NAME = re.compile(r"fsck[0-9]{4}\.rec", re.IGNORECASE)
+_SHORT_NAME = re.compile(r"[A-Z0-9_~-]{1,8}(\.[A-Z0-9_~-]{1,3})?|[a-z0-9_~-]{1,8}(\.[a-z0-9_~-]{1,3})?")
 _NEWEST_KNOWN = 262
 
 
@@ -34,7 +35,8 @@ class EspView:
     """What lies on an ESP, for the model and for whoever changes it.
 
     `files` holds every readable file in /loader/entries with its lines; `unlisted` those that the loader skips
-    (damaged, or without an image); `loaders` the loaders found, path to version text; `broken` what could not be read.
+    (damaged, or without an image); `loaders` the loaders found, path to version text; `broken` what could not be read;
+    `names` all that lies in /loader/entries.
     """
 
     state: LoaderState
@@ -42,6 +44,7 @@ class EspView:
     unlisted: tuple[str, ...]
     loaders: dict[str, str]
     broken: tuple[str, ...]
+    names: tuple[str, ...] = ()
 
     def of_slot(self, slot: Slot) -> tuple[Candidate, ...]:
         """Return the entries that start `slot`, in the loader's order."""
@@ -66,7 +69,8 @@ def look(esp: Directory, efi: EfiVariables) -> EspView:
     files: dict[str, Type1] = {}
     listed: list[Candidate] = []
     unlisted = []
-    for file in esp.names(ENTRIES):
+    names = esp.names(ENTRIES)
+    for file in names:
         if not entries.is_entry_name(file):
             continue
         path = f"{ENTRIES}/{file}"
@@ -86,6 +90,7 @@ def look(esp: Directory, efi: EfiVariables) -> EspView:
     listed += _type2(esp, broken)
     state = LoaderState(
         candidates=tuple(listed),
+        taken=frozenset(unlisted),
         conf=entries.parse_loader_conf(_conf(esp, broken)),
         version=version,
         one_shot=read_text(efi, "LoaderEntryOneShot"),
@@ -95,13 +100,18 @@ def look(esp: Directory, efi: EfiVariables) -> EspView:
         last_booted=read_text(efi, "LoaderEntryLastBooted"),
         sysfail_occurred=efi.volatile and read_text(efi, "LoaderSysFailReason") is not None,
     )
-    return EspView(state, files, tuple(unlisted), loaders, tuple(broken))
+    return EspView(state, files, tuple(unlisted), loaders, tuple(broken), tuple(names))
 
 
 def loader_version(text: str | None) -> int | None:
     """Return the major version in `systemd-boot 262-1`, or None for another loader."""
     found = _VERSION.match(text or "")
     return int(found[1]) if found else None
+
+
+def folder_records(names: Iterable[str]) -> list[int]:
+    """Return how many 32-byte records FAT keeps for each name: one for a short name, else one more per 13 letters."""
+    return [1 if _SHORT_NAME.fullmatch(name) else 1 + -(-len(name) // 13) for name in names]
 
 
 def leftovers(esp: Directory) -> tuple[str, ...]:

@@ -16,8 +16,8 @@ from updater.slots import Slot
 
 # Entries began to name UKIs by `uki`, and `efi` ones stopped being counted.
 FIRST_WITH_UKI_KEY = 258
-# Ids lose their counters (systemd pull request 38897, also carried into some 258 releases).
-FIRST_WITH_BARE_IDS = 259
+# Ids lose their counters (systemd pull request 38897, carried back as far as 257.13).
+FIRST_WITH_BARE_IDS = 257
 FIRST_WITH_PREFERRED = 260
 _INT_MAX = 2**31 - 1
 
@@ -56,11 +56,13 @@ class Candidate:
 class LoaderState:
     """All that the loader's choice depends on; `candidates` stand in the order of the folder.
 
-    `last_booted` is the variable LoaderEntryLastBooted, which `@saved` means. `sysfail_occurred` is the firmware's
-    report of a failed firmware update: only then is `sysfail` looked at.
+    `taken` are the other file names in /loader/entries, which stand in the way of a rename. `last_booted` is the
+    variable LoaderEntryLastBooted, which `@saved` means. `sysfail_occurred` is the firmware's report of a failed
+    firmware update: only then is `sysfail` looked at.
     """
 
     candidates: tuple[Candidate, ...]
+    taken: frozenset[str] = frozenset()
     conf: LoaderConf = field(default_factory=LoaderConf)
     version: int = 262
     one_shot: str | None = None
@@ -288,14 +290,22 @@ def boot(state: LoaderState) -> tuple[Candidate | None, LoaderState]:
     after = replace(state, one_shot=None)
     if chosen is None:
         return None, after
-    started = chosen
-    if is_counted(chosen, state.version):
-        name = chosen.name
-        left = max(0, (name.tries_left or 0) - 1)
-        started = replace(
-            chosen, file=replace(name, tries_left=left, tries_done=min(name.tries_done + 1, _INT_MAX)).file
-        )
-        entries = tuple(started if entry is chosen else entry for entry in state.candidates)
-        after = replace(after, candidates=entries)
+    started = _counted(chosen, state)
+    entries = tuple(started if entry is chosen else entry for entry in state.candidates)
     uses_saved = "@saved" in ((state.default or "").lower(), (state.conf.default or "").lower())
-    return started, replace(after, last_booted=entry_id(chosen, state.version) if uses_saved else None)
+    last_booted = entry_id(chosen, state.version) if uses_saved else None
+    return started, replace(after, candidates=entries, last_booted=last_booted)
+
+
+def _counted(entry: Candidate, state: LoaderState) -> Candidate:
+    """Return the entry under its next name; under its old one where counting fails, since it boots all the same."""
+    if not is_counted(entry, state.version):
+        return entry
+    name = entry.name
+    left, done = max(0, (name.tries_left or 0) - 1), min(name.tries_done + 1, _INT_MAX)
+    following = replace(name, tries_left=left, tries_done=done).file
+    folder = {other.file.lower() for other in state.candidates if (other.kind == "type2") == (entry.kind == "type2")}
+    # The firmware refuses to rename over a file that exists (seen on OVMF), damaged or not.
+    if following.lower() in folder | {name.lower() for name in state.taken}:
+        return entry
+    return replace(entry, file=following)

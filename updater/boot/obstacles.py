@@ -12,11 +12,13 @@ from uuid import UUID
 
 from updater.boot import entries, loader_model
 from updater.boot.entries import EntryName
-from updater.boot.esp import EspView, loader_version
+from updater.boot.esp import EspView, folder_records, loader_version
 from updater.boot.loader_model import Candidate, LoaderState
 from updater.efivars import EfiVariables, LoaderFeature, boot_count_file, read_features, read_text
 from updater.slots import Slot
 
+# A sector holds 16 records; `.` and `..` take two, and counting a try down needs a free pair in the same sector.
+_SAFE_RECORDS = 12
 _CLEAR = "clear it with `bootctl set-{} ''`"
 
 
@@ -190,6 +192,12 @@ def _notes(view: EspView, efi: EfiVariables, booted: BootedEntry) -> Iterator[st
         yield "/loader/loader.conf does not say reboot-on-error auto, and depends on the loader's own default"
     elif setting not in ("auto", "1", "yes", "y", "true", "t", "on"):
         yield f"/loader/loader.conf says reboot-on-error {setting}: a UKI that does not load then stops the node"
+    records = folder_records(view.names)
+    if any(count % 2 for count in records) or sum(records) > _SAFE_RECORDS:
+        yield (
+            f"/{entries.ENTRIES} holds names of others beside ours: a power cut while the loader counts a try may then "
+            "leave two entries of the trial, which are not counted any more; keep at most six short names there"
+        )
     for file in view.unlisted:
         yield f"/{entries.ENTRIES}/{file} is skipped by the loader: it is damaged, or its image is missing"
     for text in view.broken:

@@ -158,8 +158,11 @@ class SystemdBoot:
         self._refuse_arming(view, slot)
         armed = self._armed(view, slot, version, name)
         if armed is None:
-            # No twin: a half-written trial is skipped by the loader, and the fallback boots.
-            self._establish(view, slot, name, version, self._next_generation(view), twin=None)
+            generation = self._next_generation(view)
+            # Whatever bears this slot's name goes first: a file of the name that a count leads to stops the counting.
+            for file in view.files_of_slot(slot):
+                self._esp.remove(f"{ENTRIES}/{file}")
+            self._write(name, self._content(slot, version, generation))
             view = look(self._esp, self._efi)
             armed = self._armed(view, slot, version, name)
         if armed is None:
@@ -174,8 +177,13 @@ class SystemdBoot:
 
     def commit(self, slot: Slot, *, tries: int | None) -> None:
         """Make the running `slot` the default for good: counted anew with `tries`, or uncounted when None."""
+        name = EntryName(str(slot), tries)
         view = look(self._esp, self._efi)
-        self._make_first(view, slot, EntryName(str(slot), tries), None)
+        if tries is not None and _stops_counting(view, slot, name):
+            # By way of the uncounted name: b+3-0 next to b+2-1 could not be counted down, were power cut in between.
+            self._make_first(view, slot, EntryName(str(slot)), None)
+            view = look(self._esp, self._efi)
+        self._make_first(view, slot, name, None)
 
     def condemn(self, slot: Slot) -> None:
         """Take all tries from the entry of `slot`, so that the loader prefers any other."""
@@ -185,7 +193,7 @@ class SystemdBoot:
             return
         best = listed[0]
         version, generation = best.version, obstacles.entry_generation(best)
-        name = EntryName(str(slot), 0, max(1, *(entry.name.tries_done for entry in listed)))
+        name = EntryName(str(slot), 0, max(entry.name.tries_done for entry in listed))
         try:
             self._establish(view, slot, name, version, generation, twin=None)
         except EnvironmentFailure as error:
@@ -236,7 +244,7 @@ class SystemdBoot:
         self, view: EspView, slot: Slot, name: EntryName, version: str, generation: int, *, twin: EntryName | None
     ) -> None:
         """Leave `name` as the one entry of `slot`; with a `twin` an entry of the slot is listed at every instant."""
-        content = entries.entry_text(slot, version, generation, title=self._title, boot_id=self._boot_id)
+        content = self._content(slot, version, generation)
         taken = next((file for file in view.files if file.lower() == name.file), None)
         listed = [entry.file for entry in view.of_slot(slot)]
         keep = {name.file}
@@ -249,6 +257,9 @@ class SystemdBoot:
             belongs = file in view.files_of_slot(slot) or entries.slot_of_name(file) is slot
             if belongs and file.lower() not in keep:
                 self._esp.remove(f"{ENTRIES}/{file}")
+
+    def _content(self, slot: Slot, version: str, generation: int) -> bytes:
+        return entries.entry_text(slot, version, generation, title=self._title, boot_id=self._boot_id)
 
     def _serves(self, view: EspView, file: str, name: EntryName, version: str, generation: int) -> bool:
         """Tell whether an entry file already says all that it should; a good fallback's is left as it is."""
@@ -286,7 +297,11 @@ class SystemdBoot:
             raise EnvironmentFailure(
                 f"slot {slot} is not armed: /{uki_path(slot)} is missing", mend="stage again", reason="artifact-missing"
             )
-        fallback = [entry for entry in view.of_slot(slot.other) if entry.name.tries_left is None]
+        fallback = [
+            entry
+            for entry in view.of_slot(slot.other)
+            if entry.name.tries_left is None and entries.slot_of_name(entry.file) is slot.other
+        ]
         if not fallback:
             raise EnvironmentFailure(
                 f"slot {slot} is not armed: slot {slot.other} has no uncounted entry to fall back to",
@@ -304,6 +319,13 @@ def _twin(slot: Slot, *, but_not: EntryName | None = None) -> EntryName:
     """Return a counted name for a stand-in of a proven slot; should it stay behind, the next commit removes it."""
     name = EntryName(str(slot), MAX_TRIES)
     return EntryName(str(slot), MAX_TRIES - 1) if name == but_not else name
+
+
+def _stops_counting(view: EspView, slot: Slot, name: EntryName) -> bool:
+    """Tell whether a file of the slot bears a name that counting `name` down leads to."""
+    total = (name.tries_left or 0) + name.tries_done
+    others = [entries.parse_name(file) for file in view.files_of_slot(slot) if file.lower() != name.file]
+    return any(other.tries_left is not None and other.tries_left + other.tries_done == total for other in others)
 
 
 def _entry(candidate: Candidate) -> Entry:
