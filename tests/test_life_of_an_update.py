@@ -355,6 +355,19 @@ def test_a_tampered_block_is_refused_and_never_written(
     assert machine.holds(Slot.B, TWO)
 
 
+def test_a_mirror_that_serves_wrong_blocks_is_passed_over_for_the_next(
+    publisher: Publisher, machine: SimulatedMachine, tmp_path: Path
+) -> None:
+    bad = copied(publisher.mirror, tmp_path / "mirror")
+    for name in ("data", "tree"):
+        (bad / "images" / TWO.manifest.root.root_hash / name).write_bytes(b"x" * 4096 * 200)
+    uki = TWO.manifest.uki.sha256
+    (bad / "blobs" / uki[:2] / uki).write_bytes(b"x" * TWO.manifest.uki.length_bytes)
+    machine.config = replace_config(machine.config, mirrors=[str(bad), str(publisher.mirror)])
+    staged(machine)
+    assert machine.holds(Slot.B, TWO)
+
+
 def test_a_tampered_manifest_is_refused(publisher: Publisher, machine: SimulatedMachine, tmp_path: Path) -> None:
     mirror = copied(publisher.mirror, tmp_path / "mirror")
     (path,) = (mirror / "targets" / "manifests").glob("*.2.0.0.json")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from updater.config import Config
-from updater.errors import EnvironmentFailure, Refused, Untrusted
+from updater.errors import EnvironmentFailure, NetworkFailure, Refused, Untrusted
 from updater.manifest import Manifest, Root, Withdrawn
 from updater.node.protocol import Node
 from updater.records import FileRecord, ReleaseRecord, release_record
@@ -18,6 +19,10 @@ from updater.store import utc_time
 if TYPE_CHECKING:
     from updater.fetch import Fetcher
     from updater.trust import Accepted, Trust
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class RepositoryImage:
@@ -76,13 +81,33 @@ class Repository:
             raise
         return manifest, release_record(manifest, raw)
 
-    def image(self, root: Root) -> RepositoryImage:
-        """Return the source of a release's blocks."""
-        return RepositoryImage(self.fetcher, root)
+    def images(self, root: Root) -> list[RepositoryImage]:
+        """Return the sources of a release's blocks, one for each mirror, the best first."""
+        return [RepositoryImage(fetcher, root) for fetcher in self.fetcher.per_mirror()]
 
-    def blob(self, file: FileRecord) -> Iterator[bytes]:
-        """Yield a boot file's bytes as the mirror serves them: not trusted until hashed."""
-        return self.fetcher.stream(f"blobs/{file.sha256[:2]}/{file.sha256}", 0, file.length_bytes)
+    def blobs(self, file: FileRecord) -> list[tuple[str, Iterator[bytes]]]:
+        """Return (mirror, a boot file's bytes as it serves them) for each mirror: not trusted until hashed."""
+        path = f"blobs/{file.sha256[:2]}/{file.sha256}"
+        return [
+            (fetcher.mirrors[0], fetcher.stream(path, 0, file.length_bytes)) for fetcher in self.fetcher.per_mirror()
+        ]
+
+
+def from_any(attempts: Iterable[Callable[[], T]]) -> T:
+    """Return the result of the first attempt that a mirror does not spoil; raise the worst failure otherwise.
+
+    A mirror that serves wrong bytes, or none, is passed over for the next one; what an earlier attempt proved and
+    wrote stays. Untrusted comes before NetworkFailure: wrong bytes say more than none.
+    """
+    failures: list[Untrusted | NetworkFailure] = []
+    for attempt in attempts:
+        try:
+            return attempt()
+        except (Untrusted, NetworkFailure) as failure:
+            log.warning("%s", failure)
+            failures.append(failure)
+    failures.sort(key=lambda failure: isinstance(failure, NetworkFailure))
+    raise failures[0]
 
 
 @contextmanager

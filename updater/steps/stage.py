@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,7 @@ from updater.plan import Plan, boot_files, make_plan
 from updater.policy import Target, choose, refuse_unfit
 from updater.progress import step
 from updater.records import UKI_NAME, FileRecord, Journal, ReleaseRecord, Update
-from updater.repository import Repository
+from updater.repository import Repository, from_any
 from updater.situation import Situation, decide
 from updater.steps.proofs import prove_boot_files, prove_fallback
 from updater.steps.session import Session
@@ -170,8 +171,9 @@ def _fill(session: Session, repository: Repository, manifest: Manifest, release:
     try:
         hashes = session.node.blocks(plan.slot, "hash", writable=True)
         try:
-            written = fill_slot(
-                repository.image(manifest.root), data, hashes, manifest.root, progress=session.reporter.advance
+            written = from_any(
+                partial(fill_slot, source, data, hashes, manifest.root, progress=session.reporter.advance)
+                for source in repository.images(manifest.root)
             )
         finally:
             hashes.close()
@@ -189,22 +191,10 @@ def _place(session: Session, repository: Repository, plan: Plan, file: FileRecor
 
     with session.node.scratch_folder() as scratch:
         path = scratch / "boot-file"
-        digest = hashlib.sha256()
-        done = 0
-        with path.open("wb") as out:
-            for chunk in repository.blob(file):
-                digest.update(chunk)
-                out.write(chunk)
-                done += len(chunk)
-                session.reporter.advance(done, file.length_bytes)
-        if done != file.length_bytes or digest.hexdigest() != file.sha256:
-            raise Untrusted(
-                f"{file.name} of release {plan.release.version} does not match its manifest "
-                f"({done} bytes, sha256 {digest.hexdigest()[:12]}… instead of {file.sha256[:12]}…), "
-                f"served by {', '.join(repository.fetcher.mirrors)}",
-                mend="use another mirror; nothing unproven was written",
-                reason="blob-mismatch",
-            )
+        from_any(
+            partial(_fetch, session, mirror, chunks, path, file, plan.release.version)
+            for mirror, chunks in repository.blobs(file)
+        )
         try:
             if file.name == UKI_NAME:
                 check_uki(path, plan.release, session.node.architecture)
@@ -217,6 +207,24 @@ def _place(session: Session, repository: Repository, plan: Plan, file: FileRecor
                 reason="unsound-boot-file",
             ) from error
         session.node.boot.place(plan.slot, shape, _chunks(path))
+
+
+def _fetch(session: Session, mirror: str, chunks: Iterator[bytes], path: Path, file: FileRecord, version: str) -> None:
+    digest = hashlib.sha256()
+    done = 0
+    with path.open("wb") as out:
+        for chunk in chunks:
+            digest.update(chunk)
+            out.write(chunk)
+            done += len(chunk)
+            session.reporter.advance(done, file.length_bytes)
+    if done != file.length_bytes or digest.hexdigest() != file.sha256:
+        raise Untrusted(
+            f"{file.name} of release {version} does not match its manifest ({done} bytes, sha256 "
+            f"{digest.hexdigest()[:12]}… instead of {file.sha256[:12]}…), served by {mirror}",
+            mend="use another mirror; nothing unproven was written",
+            reason="blob-mismatch",
+        )
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
