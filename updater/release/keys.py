@@ -161,26 +161,22 @@ class KeyRing:
     def retire(self, name: str, replacement: str, moment: str) -> None:
         """Move a key aside under a name with its time, and give `replacement` its place.
 
-        The public half moves first on the way in and last on the way out: `settle` can tell where power failed.
+        The public half moves last on the way out and first on the way in: `half_moved` can tell where power failed.
         """
         with explained(f"cannot rename the keys of {name}", "see the folder of keys"):
-            for suffix in ("pem", "uri", "pub"):
-                self._rename(f"{name}.{suffix}", f"retired-{moment}-{name}.{suffix}")
+            if self._find(f"{replacement}.pub"):
+                for suffix in ("pem", "uri", "pub"):
+                    self._rename(f"{name}.{suffix}", f"retired-{moment}-{name}.{suffix}")
             for suffix in ("pub", "uri", "pem"):
                 self._rename(f"{replacement}.{suffix}", f"{name}.{suffix}")
 
-    def settle(self, name: str, replacement: str, moment: str) -> bool:
-        """Finish a retirement that was interrupted; return False when there was none."""
+    def half_moved(self, name: str, replacement: str) -> SSlibKey | None:
+        """Return the replacement's public half when its private half still waits and the old one is gone."""
         if self._find(f"{name}.pem") or self._find(f"{name}.uri"):
-            return False
-        waiting = self._find(f"{replacement}.pem") or self._find(f"{replacement}.uri")
-        if waiting is None or (self._find(f"{name}.pub") and self._find(f"{replacement}.pub")):
-            return False
-        if self._find(f"{name}.pub"):
-            self._rename(waiting.name, f"{name}{waiting.suffix}")
-        else:
-            self.retire(name, replacement, moment)
-        return True
+            return None
+        if not (self._find(f"{replacement}.pem") or self._find(f"{replacement}.uri")):
+            return None
+        return self.public(replacement if self._find(f"{replacement}.pub") else name)
 
     def _rename(self, old: str, new: str) -> None:
         found = self._find(old)

@@ -6,7 +6,7 @@ import copy
 from dataclasses import dataclass
 
 from updater.errors import Refused
-from updater.release.keys import role_of
+from updater.release.keys import NAME_FIELD, KeyRing, role_of
 from updater.release.repository import DELEGATIONS, Repository
 from updater.trust.roots import RESET_FIELD
 
@@ -29,25 +29,23 @@ def rotate(repository: Repository, name: str, scheme: str, passphrase: bytes | N
     """
     ring, role = repository.ring, role_of(name)
     waiting, day = f"{name}.next", repository.now().strftime("%Y%m%dT%H%M%SZ")
-    if ring.settle(name, waiting, day):
-        key = ring.public(name).keyid
-        return Rotated(name, "", key, repository.root.signed.version)
-    if name not in ring.names_for(role):
-        raise Refused(
-            f"there is no key {name} here (there are: {', '.join(ring.names_for(role)) or 'none'})",
-            mend="name a key, such as timestamp or root-2",
-            reason="key-missing",
-        )
+    named = [
+        keyid for keyid, key in repository.keys_of(role)[1].items() if key.unrecognized_fields.get(NAME_FIELD) == name
+    ]
+    moving = ring.half_moved(name, waiting)
+    if moving is not None and named == [moving.keyid]:
+        ring.retire(name, waiting, day)
+        return Rotated(name, "", moving.keyid, repository.root.signed.version)
+    old = _old_keyid(ring, role, name, named)
     new = ring.public(waiting) if waiting in ring.names() else ring.create(waiting, scheme, passphrase)
-    old = ring.public(name)
     if role == "root":
-        _replace_root_key(repository, old.keyid, waiting)
+        _replace_root_key(repository, old, waiting)
     elif role in DELEGATIONS:
-        _replace_delegated_key(repository, role, old.keyid, waiting)
+        _replace_delegated_key(repository, role, old, waiting)
     else:
-        _replace_top_key(repository, role, old.keyid, waiting)
+        _replace_top_key(repository, role, old, waiting)
     ring.retire(name, waiting, day)
-    return Rotated(name, old.keyid, new.keyid, repository.root.signed.version)
+    return Rotated(name, old, new.keyid, repository.root.signed.version)
 
 
 def reset_epoch(repository: Repository, floor: int) -> int:
@@ -56,6 +54,19 @@ def reset_epoch(repository: Repository, floor: int) -> int:
     repository.root.signed.unrecognized_fields[RESET_FIELD] = {"floor": floor, "root_version": version}
     repository.publish_root()
     return version
+
+
+def _old_keyid(ring: KeyRing, role: str, name: str, named: list[str]) -> str:
+    """Return the id of a key by its name: from its public half, or from the metadata where that is lost as well."""
+    if name in ring.names_for(role):
+        return ring.public(name).keyid
+    waiting = f"{name}.next"
+    new = ring.public(waiting).keyid if waiting in ring.names() else ""
+    lost = [keyid for keyid in named if keyid != new]
+    if not lost:
+        known = ", ".join(ring.names_for(role)) or role
+        raise Refused(f"there is no key {name}", mend=f"name a key, such as {known}", reason="key-missing")
+    return lost[0]
 
 
 def _replace_root_key(repository: Repository, old: str, waiting: str) -> None:
