@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,7 @@ from integration.lab.timeline import Boot, Ending
 from updater.errors import EnvironmentFailure
 
 T = TypeVar("T")
+_LOCK_TRIES = 50
 Trigger = Callable[[], str | None]
 
 
@@ -247,43 +249,60 @@ class Machine:
                 self._changed.notify_all()
 
     def _boot_once(self) -> Ending:
+        with self._changed:
+            if self._stop:
+                return Ending.POWER_CUT
+            self.observer.begin(self.given)
+        shutdown, said = self._emulate()
+        for _ in range(_LOCK_TRIES):
+            # The kernel may drop the lock of a QEMU that has just ended a little after it was reaped.
+            if self._stop or shutdown is not None or "lock" not in said:
+                break
+            time.sleep(0.1)
+            shutdown, said = self._emulate()
+        ending = self._ending(shutdown, said)
+        with self._changed:
+            self.observer.end(ending)
+            self._changed.notify_all()
+        return ending
+
+    def _emulate(self) -> tuple[str | None, str]:
+        """Run QEMU to its end; return the guest's reason for it, if there was one, and what QEMU itself said."""
         pairs = [socket.socketpair() for _ in range(3)]
         ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         wires = Wires(*(end.fileno() for end in theirs))
         argv = command(self.emulator, self.hardware, self.given, wires, disk=self.disk, variables=self.variables)
         with self._changed:
-            if self._stop:
-                return Ending.POWER_CUT
             self._agent, self._qmp = AgentTalk(), QmpTalk()
             self._wires = (ours[0], ours[1], ours[2])
-            self.observer.begin(self.given)
             self._process = process = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                pass_fds=list(wires_of(wires)),
+                pass_fds=(wires.serial, wires.agent, wires.qmp),
                 start_new_session=True,
             )
-            ours[2].sendall(ask("qmp_capabilities", 0))
+            if self._stop:
+                self._kill()
         for end in theirs:
             end.close()
+        said = b""
         try:
-            shutdown = self._watch(process, ours)
+            with contextlib.suppress(OSError):
+                ours[2].sendall(ask("qmp_capabilities", 0))
+            shutdown = self._watch(ours)
         finally:
             self._kill()
-            said = (process.stderr.read() if process.stderr else b"").decode("utf-8", "replace")
             if process.stderr is not None:
+                said = process.stderr.read()
                 process.stderr.close()
             process.wait()
+            with self._changed:
+                self._wires = None
             for end in ours:
                 end.close()
-        ending = self._ending(shutdown, said)
-        with self._changed:
-            self._wires = None
-            self.observer.end(ending)
-            self._changed.notify_all()
-        return ending
+        return shutdown, said.decode("utf-8", "replace")
 
     def _ending(self, shutdown: str | None, said: str) -> Ending:
         if self._cut_because is not None:
@@ -296,13 +315,13 @@ class Machine:
         if not self._stop:
             self._failure = EnvironmentFailure(
                 f"QEMU ended without a reason: {said.strip()[-400:] or 'it said nothing'}",
-                mend="run the command of its folder's file qemu.txt by hand",
+                mend="see the words of QEMU itself",
                 reason="emulator-failed",
             )
             return Ending.CRASH
         return Ending.STILL_ON
 
-    def _watch(self, process: subprocess.Popen[bytes], ours: list[socket.socket]) -> str | None:
+    def _watch(self, ours: list[socket.socket]) -> str | None:
         shutdown: str | None = None
         with selectors.DefaultSelector() as selector:
             for end in ours:
@@ -338,11 +357,6 @@ class Machine:
                 self._triggers.remove(trigger)
                 self.cut_soon(reason)
                 return
-
-
-def wires_of(wires: Wires) -> tuple[int, int, int]:
-    """Return the descriptors that QEMU inherits."""
-    return (wires.serial, wires.agent, wires.qmp)
 
 
 def _received(end: socket.socket) -> bytes:
