@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from integration.lab.accelerator import accelerator, cpu_model
 
 AGENT_PORT = "org.acl.lab"
+# An emulated timer can miss the kernel's own check of it while the host is busy: the kernel then panics, with nothing
+# wrong.
+_TCG_PARAMETERS = ("no_timer_check",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,8 @@ def command(
         argv += ["-device", "i6300esb"]
     if hardware.network:
         argv += ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]
-    for text in smbios_strings(given):
+    forced = _TCG_PARAMETERS if emulator.accelerator == "tcg" else ()
+    for text in smbios_strings(replace(given, kernel_parameters=(*forced, *given.kernel_parameters))):
         argv += ["-smbios", f"type=11,value={escaped(text)}"]
     return argv
 
