@@ -286,12 +286,15 @@ def _retry_after(text: str | None) -> float | None:
 
 
 def _root_cause(error: BaseException) -> str:
-    """Return the innermost reason that urllib3 and requests wrap, on one line."""
-    seen: BaseException = error
+    """Return the innermost reason that requests and urllib3 wrap, on one line."""
+    innermost = error
+    seen = {id(error)}
     while True:
-        inner = getattr(seen, "reason", None) or next((a for a in seen.args if isinstance(a, BaseException)), None)
-        if not isinstance(inner, BaseException) or inner is seen:
+        inner = [getattr(innermost, "reason", None), *innermost.args, innermost.__cause__, innermost.__context__]
+        found = next((item for item in inner if isinstance(item, BaseException) and id(item) not in seen), None)
+        if found is None:
             break
-        seen = inner
-    text = str(seen) or type(seen).__name__
+        seen.add(id(found))
+        innermost = found
+    text = (innermost.strerror if isinstance(innermost, OSError) else "") or str(innermost) or type(innermost).__name__
     return " ".join(text.split())[:300]

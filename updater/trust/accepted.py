@@ -139,7 +139,9 @@ def load(state: Directory) -> Held | None:
             return None
         stored = decode_state(raw, StoredSet, POINTER).value
     except (InvalidDocument, EnvironmentFailure) as error:
-        raise Damaged(f"{POINTER} is unreadable ({error})") from error
+        raise Damaged(
+            f"{POINTER} is unreadable ({error.why if isinstance(error, InvalidDocument) else error.message})"
+        ) from error
     files: dict[str, bytes] = {}
     faults: list[str] = []
     for role in stored.roles:

@@ -110,6 +110,7 @@ class Trust:
 
         def source(path: str, max_bytes: int) -> bytes:
             raw = fetcher.read(path, max_bytes)
+            served.pop(path, None)
             served[path] = raw
             return raw
 
@@ -225,7 +226,9 @@ class Trust:
             manifest = parse_manifest(raw, path)
         except InvalidDocument as error:
             raise Untrusted(
-                f"the signed manifest is not valid: {error.message}", mend=error.mend, reason="manifest-invalid"
+                f"the signed manifest is not valid: {error.message}",
+                mend="ask the publisher for a corrected release under a new version",
+                reason="manifest-invalid",
             ) from error
         if manifest.version != release.text:
             raise Untrusted(
@@ -315,7 +318,9 @@ class Trust:
             return decode_json(raw, kind, path)
         except InvalidDocument as error:
             raise Untrusted(
-                f"a signed document is not valid: {error.message}", mend=error.mend, reason="target-invalid"
+                f"a signed document is not valid: {error.message}",
+                mend="ask the publisher to sign it anew",
+                reason="target-invalid",
             ) from error
 
     def _read(self, path: str) -> bytes:

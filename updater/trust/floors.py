@@ -109,7 +109,9 @@ def load(state: Directory) -> Kept[Floors] | None:
         raw = state.read(FILE)
         return None if raw is None else decode_state(raw, Floors, FILE)
     except (InvalidDocument, EnvironmentFailure) as error:
-        raise Damaged(f"{FILE} is unreadable ({error})") from error
+        raise Damaged(
+            f"{FILE} is unreadable ({error.why if isinstance(error, InvalidDocument) else error.message})"
+        ) from error
 
 
 def save(state: Directory, floors: Kept[Floors]) -> None:

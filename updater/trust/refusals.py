@@ -19,9 +19,14 @@ class Attempt:
     """One attempt at one mirror: what it served by path, what was accepted before, and the time of judgement."""
 
     mirror: str
-    served: Mapping[str, bytes]
+    served: dict[str, bytes]
     cached: Mapping[str, bytes]
     reference: datetime
+
+    @property
+    def last(self) -> str:
+        """Return the path that was served last: the one that was judged when something was found wrong."""
+        return next(reversed(self.served), "")
 
 
 def expired(mirror: str, role: str, version: int, expires: datetime, reference: datetime) -> Untrusted:
@@ -56,7 +61,7 @@ def refusal(error: Exception, attempt: Attempt) -> UpdaterError:
     if isinstance(error, exceptions.UnsignedMetadataError):
         return Untrusted(
             f"metadata from {mirror} lacks signatures by the keys that this node trusts: {error}",
-            mend="see whether the publisher has rotated keys midway; otherwise this mirror is forged",
+            mend="it is forged, or of another publisher than the image's roots: " + _ASK,
             reason="metadata-unsigned",
         )
     if isinstance(error, exceptions.DownloadLengthMismatchError):
@@ -71,7 +76,7 @@ def refusal(error: Exception, attempt: Attempt) -> UpdaterError:
             return rolled_back(mirror, *step)
     if isinstance(error, exceptions.BadVersionNumberError | exceptions.LengthOrHashMismatchError):
         return Untrusted(
-            f"the metadata files of {mirror} do not belong together: {error}",
+            f"the metadata files of {mirror} do not belong together: {attempt.last} is not what the others name",
             mend="try again when its publisher or its synchronization has finished; otherwise " + _ASK,
             reason="metadata-mixed",
         )
@@ -82,7 +87,7 @@ def refusal(error: Exception, attempt: Attempt) -> UpdaterError:
     if isinstance(error, exceptions.DownloadError):
         return NetworkFailure(f"{mirror}: {error}", mend="see the network and the server", reason="unreachable")
     return Untrusted(
-        f"metadata from {mirror} cannot be read: {type(error).__name__}: {str(error)[:300]}",
+        f"{attempt.last or 'metadata'} from {mirror} cannot be read: {str(error)[:300] or type(error).__name__}",
         mend=_ASK,
         reason="metadata-invalid",
     )
