@@ -73,6 +73,18 @@ def test_keys_may_lie_in_several_folders(quick_path: Path) -> None:
     assert both.names() == ["channels", "releases", "root-1", "snapshot", "targets", "timestamp"]
 
 
+def test_a_new_key_lies_where_the_old_one_lay(quick_path: Path) -> None:
+    site = Site(quick_path / "site")
+    stick = quick_path / "stick"
+    stick.mkdir()
+    for at in site.keys.glob("root-*"):
+        at.rename(stick / at.name)
+    site.ring = KeyRing([site.keys, stick])
+    site.rotate("root-2")
+    assert (stick / "root-2.pem").is_file()
+    assert not list(site.keys.glob("*root*"))
+
+
 @pytest.mark.parametrize("name", ["", "mirror", "root-0", "root-100", "root-1.next.next", "../root", "root-1.pem"])
 def test_a_key_serves_a_role(name: str) -> None:
     with pytest.raises(InvalidDocument):

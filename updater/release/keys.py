@@ -133,7 +133,10 @@ class KeyRing:
         return self._passphrase
 
     def create(self, name: str, scheme: str, passphrase: bytes | None) -> SSlibKey:
-        """Make a key in the first folder, private half readable by its owner only; refuse to replace one."""
+        """Make a key, private half readable by its owner only; refuse to replace one.
+
+        It goes to the first folder; one that waits to replace another (`NAME.next`) lies beside that one.
+        """
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -147,11 +150,13 @@ class KeyRing:
         public = private.public_key().public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
-        with explained(f"cannot write the key {name} to {self.home}", "see that folder"):
-            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        replaced = self._find(f"{name.removesuffix('.next')}.pub")
+        folder = replaced.parent if replaced else self.home
+        with explained(f"cannot write the key {name} to {folder}", "see that folder"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             try:
-                _write_new(self.home / f"{name}.pem", pem, 0o600)
-                _write_new(self.home / f"{name}.pub", public, 0o644)
+                _write_new(folder / f"{name}.pem", pem, 0o600)
+                _write_new(folder / f"{name}.pub", public, 0o644)
             except FileExistsError as error:
                 raise Refused(
                     f"{error.filename} exists already", mend="keys are never overwritten", reason="key-exists"
