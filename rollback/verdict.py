@@ -143,26 +143,21 @@ def _wait(limits: Limits, course: Course, now_s: float) -> Verdict:
 
 
 def _roll_back(limits: Limits, course: Course, now_s: float) -> Verdict:
-    bound = f"the deadline, {_seconds(limits.deadline_s)} after the boot"
-    at = f"at {_seconds(now_s)}"
-    if course.failing:
-        when = "passed" if now_s >= limits.deadline_s else "cannot be met any more"
-        sentence = f"{told(course.failing)}; {bound}, {when} ({at}, to hold for {_seconds(limits.hold_s)})"
-        return Verdict(Decision.ROLL_BACK, "check-failed", sentence, limits.deadline_s, None, course.failing)
+    deadline = f"the deadline, {_seconds(limits.deadline_s)} after the boot"
+    too_late = f"too late to hold for {_seconds(limits.hold_s)} before {deadline}"
     since = course.healthy_since_s
+    if course.failing:
+        late = f"{deadline}, has passed" if now_s >= limits.deadline_s else f"{_seconds(now_s)} is {too_late}"
+        sentence = f"{told(course.failing)}; {late}"
+        return Verdict(Decision.ROLL_BACK, "check-failed", sentence, limits.deadline_s, None, course.failing)
     if since is not None and course.last_failing_s is not None:
-        sentence = (
-            f"{told(course.last_failing)} (last at {_seconds(course.last_failing_s)}); healthy again only since "
-            f"{_seconds(since)}, too late to hold for {_seconds(limits.hold_s)} before {bound}"
-        )
+        last = f"{told(course.last_failing)} (last at {_seconds(course.last_failing_s)})"
+        sentence = f"{last}; healthy again only since {_seconds(since)}, {too_late}"
         return Verdict(Decision.ROLL_BACK, "not-held", sentence, limits.deadline_s, since, course.last_failing)
     if since is not None:
-        sentence = (
-            f"healthy only since {_seconds(since)}, too late to hold for {_seconds(limits.hold_s)} before {bound}"
-        )
+        sentence = f"healthy only since {_seconds(since)}, {too_late}"
         return Verdict(Decision.ROLL_BACK, "too-late", sentence, limits.deadline_s, since)
-    sentence = f"no check could be run before {bound}"
-    return Verdict(Decision.ROLL_BACK, "too-late", sentence, limits.deadline_s)
+    return Verdict(Decision.ROLL_BACK, "too-late", f"no check could be run before {deadline}", limits.deadline_s)
 
 
 def told(failing: tuple[Result, ...]) -> str:
