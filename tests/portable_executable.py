@@ -39,9 +39,8 @@ def build_pe(
     address, offset = SECTION_ALIGNMENT, header_bytes
     for name, content in sections:
         raw = content.ljust(-(-len(content) // FILE_ALIGNMENT) * FILE_ALIGNMENT, b"\0")
-        table += struct.pack(
-            "<8sLLLLLLHHL", name.encode(), len(content), address, len(raw), offset, 0, 0, 0, 0, 0x40000040
-        )
+        flags = 0x60000020 if name == ".text" else 0x40000040
+        table += struct.pack("<8sLLLLLLHHL", name.encode(), len(content), address, len(raw), offset, 0, 0, 0, 0, flags)
         body += raw
         offset += len(raw)
         address += -(-len(raw) // SECTION_ALIGNMENT) * SECTION_ALIGNMENT
