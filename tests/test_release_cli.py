@@ -97,7 +97,7 @@ def test_refusals_have_an_exit_code_a_reason_and_a_mend(run: Run) -> None:
     assert "what to do: publish it first" in err
     code, out, _ = run("--json", "promote", "1.0.0", "--channel", "A/b")
     assert code == 5
-    assert json.loads(out)["error"]["reason"] == "invalid-document"
+    assert json.loads(out)["reason"] == "invalid-document"
     assert run("keys", "init")[0] == 4
     assert run("repo", "init")[0] == 4
     assert run("--repo", "nowhere", "status")[0] == 4

@@ -30,7 +30,9 @@ def run(args: argparse.Namespace) -> int:
 def show_error(error: UpdaterError, *, as_json: bool) -> int:
     """Print an error with its mend; return its exit code."""
     if as_json:
-        _print_json({"error": {"message": error.message, "mend": error.mend, "reason": error.reason}})
+        told = {"error": error.message, "mend": error.mend, "reason": error.reason, "exit_code": int(error.exit_code)}
+        _print_json(told)
+        return error.exit_code
     print(f"acl-release: {error.message}", file=sys.stderr)
     if error.mend:
         print(f"  what to do: {error.mend}", file=sys.stderr)
