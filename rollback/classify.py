@@ -13,7 +13,12 @@ _PANIC = re.compile(r"Kernel panic - not syncing: (.+)")
 _VERITY = re.compile(r"device-mapper: verity: (.*corrupt.*)|dm-verity device corrupted")
 _INITRD_SAID = re.compile(r"acl-updater: initrd: (.+)")
 _IN_INITRD = re.compile(r"systemd\[1\]: .*\binitrd|dracut|sysroot\.mount|Run /init as init process")
-_IN_USERSPACE = re.compile(r"systemd\[1\]: Switching root|acl-updater: emergency mode")
+# The initrd's systemd says nothing when it hands over; its successor ends what was left of it.
+_IN_USERSPACE = re.compile(
+    r"systemd\[1\]: (?:Stopped .*initrd-switch-root|initrd-switch-root\.service: Deactivated|Switching root)"
+    r"|acl-updater: emergency mode|Received client request to flush runtime journal"
+)
+_OURS_IN_INITRD = re.compile(r"acl-updater-|emergency|rescue")
 
 _REASON_CHARS = 300
 
@@ -45,7 +50,8 @@ def classify(signs: Signs) -> Evidence:
     if signs.damaged_slot:
         panic = next((f" ({_panic_of(dump)})" for dump in signs.dumps if _panic_of(dump)), "")
         return Evidence(Stage.ARTIFACT, Cause.DAMAGED_SLOT, signs.damaged_slot + panic)
-    for dump in reversed(signs.dumps):
+    # A dump that lost the panic's own line tells less than an earlier try's.
+    for dump in sorted(signs.dumps[::-1], key=lambda dump: not _panic_of(dump)):
         told = _told_by_dump(dump, reached_userspace=bool(signs.boots))
         if told is not None:
             return told
@@ -66,14 +72,14 @@ def _told_by_dump(dump: Dump, *, reached_userspace: bool) -> Evidence | None:
     if verity:
         what = (verity[1] or "a block did not match its hash").strip()
         return Evidence(stage, Cause.DAMAGED_SLOT, f"dm-verity met a corrupt block and stopped the kernel: {what}")
-    said = _INITRD_SAID.findall(dump.text)
+    said = [line.strip() for line in _INITRD_SAID.findall(dump.text)]
     if said:
-        why = said[-1].strip()
-        blocked = [line.removeprefix("failed: ").strip() for line in said[:-1] if line.startswith("failed: ")]
-        blocked += [line.removeprefix("job: ").split(" ")[0] for line in said[:-1] if line.startswith("job: ")]
-        units = f" (pending or failed: {', '.join(blocked[:5])})" if blocked else ""
-        cause = Cause.DEADLINE if "deadline" in why else Cause.EMERGENCY
-        return Evidence(Stage.INITRD, cause, f"the initrd gave up: {why[:_REASON_CHARS]}{units}")
+        blocked = [line.removeprefix("failed: ") for line in said if line.startswith("failed: ")]
+        running = [line.split(" ")[1] for line in said if line.startswith("job: ") and line.endswith(" running")]
+        blocked += [unit for unit in running if not _OURS_IN_INITRD.search(unit)]
+        units = f"; failed or still running: {', '.join(blocked[:5])}" if blocked else ""
+        cause = Cause.DEADLINE if "deadline" in said[-1] else Cause.EMERGENCY
+        return Evidence(Stage.INITRD, cause, f"the initrd gave up: {said[-1][:_REASON_CHARS]}{units}")
     return Evidence(stage, Cause.PANIC, f"the kernel panicked: {panic or 'its log does not say why'}")
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 # systemd-pstore(8) moves dumps from the first to the second, below folders of its own.
 ROOTS = (Path("sys/fs/pstore"), Path("var/lib/systemd/pstore"))
@@ -18,6 +19,7 @@ MAX_DUMP_BYTES = 1 << 18
 # drivers/firmware/efi/efi-pstore.c: the id is (time * 100 + part) * 1000 + count, in decimal. The driver was once
 # called "efi".
 _EFI = re.compile(r"dmesg-efi(?:_pstore)?-(\d+)(\d{2})(\d{3})")
+_DUMP_S = 30
 _HEADER = re.compile(r"\A([A-Za-z]+)#\d+ Part\d+\n")
 _LEVEL = re.compile(r"^<\d+>", re.MULTILINE)
 
@@ -41,22 +43,54 @@ def dump_names(root: Path = Path("/")) -> tuple[str, ...]:
 
 def read_dumps(root: Path, known: frozenset[str]) -> list[Dump]:
     """Return the dumps that are not among the `known` names, oldest first, each whole and in the order of its lines."""
-    groups: dict[tuple[str, str], dict[int, Path]] = {}
+    parts: list[_Part] = []
+    others: list[Path] = []
     for path in _files(root):
+        efi = _EFI.fullmatch(path.name)
         if path.name in known:
             continue
-        efi = _EFI.fullmatch(path.name)
-        key, part = ((efi[1].zfill(24), efi[3]), int(efi[2])) if efi else ((path.name, ""), 0)
-        groups.setdefault(key, {}).setdefault(part, path)
-    dumps = (_joined(parts) for _, parts in sorted(groups.items()))
+        if efi:
+            parts.append(_Part(int(efi[3]), int(efi[1]), int(efi[2]), path))
+        else:
+            others.append(path)
+    dumps = [_joined([part.path for part in reversed(group)]) for group in _grouped(parts)]
+    dumps += [_joined([path]) for path in sorted(others)]
     return [dump for dump in dumps if dump is not None]
 
 
-def _joined(parts: dict[int, Path]) -> Dump | None:
+class _Part(NamedTuple):
+    """One part of a dump: the number of the dump in its boot, the second of its writing, its own number."""
+
+    dump: int
+    second: int
+    number: int
+    path: Path
+
+
+def _grouped(parts: Iterable[_Part]) -> list[list[_Part]]:
+    """Return the parts of each dump in their order, the dumps by age.
+
+    Every part bears the second in which it was written, and a dump may take longer than that.
+    """
+    groups: list[list[_Part]] = []
+    for part in sorted({(part.dump, part.second, part.number): part for part in parts}.values()):
+        last = groups[-1][-1] if groups else None
+        if (
+            last is not None
+            and (last.dump, last.number < part.number) == (part.dump, True)
+            and part.second - last.second <= _DUMP_S
+        ):
+            groups[-1].append(part)
+        else:
+            groups.append([part])
+    return sorted(groups, key=lambda group: (group[0].second, group[0].dump))
+
+
+def _joined(parts: list[Path]) -> Dump | None:
+    """Put parts together, the last one first: part 1 is the end of the log."""
     reason = ""
     texts = []
-    # The kernel writes the newest lines first: part 1 is the end of the log.
-    for _, path in sorted(parts.items(), reverse=True):
+    for path in parts:
         try:
             with path.open("rb") as file:
                 text = file.read(MAX_PART_BYTES).decode("utf-8", "replace")
@@ -69,7 +103,7 @@ def _joined(parts: dict[int, Path]) -> Dump | None:
         texts.append(_LEVEL.sub("", text).rstrip("\n\0"))
     if not texts:
         return None
-    return Dump(tuple(sorted(path.name for path in parts.values())), reason, "\n".join(texts)[-MAX_DUMP_BYTES:])
+    return Dump(tuple(sorted(path.name for path in parts)), reason, "\n".join(texts)[-MAX_DUMP_BYTES:])
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -163,19 +163,21 @@ def test_an_initrd_that_gave_up_says_why_and_what_it_waited_for(node: Node) -> N
     )
     evidence = node.collect()
     assert (evidence.stage, evidence.cause) == (Stage.INITRD, Cause.EMERGENCY)
-    assert "emergency mode (pending or failed: systemd-veritysetup@root.service)" in evidence.sentence
+    assert evidence.sentence.endswith("emergency mode; failed or still running: systemd-veritysetup@root.service")
 
 
 def test_an_initrd_that_ran_into_its_deadline_is_told_apart(node: Node) -> None:
     node.dump(
         "dmesg-efi_pstore-179515342101001",
-        "Panic#1 Part1\n<12>[180.1] acl-updater: initrd: job: sysroot.mount start waiting\n"
+        "Panic#1 Part1\n<12>[180.0] acl-updater: initrd: job: acl-updater-initrd-deadline.service start running\n"
+        "<12>[180.1] acl-updater: initrd: job: initrd.target start waiting\n"
+        "<12>[180.1] acl-updater: initrd: job: dev-disk-by\\x2duuid-1.device start running\n"
         "<12>[180.2] acl-updater: initrd: the initrd did not reach its root at its deadline\n"
         "<0>[180.3] Kernel panic - not syncing: sysrq triggered crash\n",
     )
     evidence = node.collect()
     assert (evidence.stage, evidence.cause) == (Stage.INITRD, Cause.DEADLINE)
-    assert "sysroot.mount" in evidence.sentence
+    assert evidence.sentence.endswith("at its deadline; failed or still running: dev-disk-by\\x2duuid-1.device")
 
 
 def test_a_corrupt_block_behind_a_panic_is_named(node: Node) -> None:
@@ -188,6 +190,23 @@ def test_a_corrupt_block_behind_a_panic_is_named(node: Node) -> None:
     evidence = node.collect()
     assert (evidence.stage, evidence.cause) == (Stage.USERSPACE, Cause.DAMAGED_SLOT)
     assert "data block 77" in evidence.sentence
+
+
+def test_a_panic_after_the_switch_to_the_root_is_placed_there_even_without_a_journal(node: Node) -> None:
+    node.dump(
+        "dmesg-efi_pstore-179515342101001",
+        "Panic#1 Part1\n<6>[3.3] systemd[1]: Running in initrd.\n<5>[10.3] systemd-journald[150]: Received SIGTERM\n"
+        "<6>[15.5] systemd[1]: Stopped initrd-switch-root.service - Switch Root.\n"
+        "<0>[33.2] Kernel panic - not syncing: hung_task: blocked tasks\n",
+    )
+    assert node.collect().stage is Stage.USERSPACE
+
+
+def test_a_dump_without_its_panic_line_gives_way_to_one_that_has_it(node: Node) -> None:
+    node.dump("dmesg-efi_pstore-179515342101001", "Panic#1 Part1\nKernel panic - not syncing: first\n")
+    node.dump("dmesg-efi_pstore-179515352104001", "Panic#1 Part4\nhardware\n")
+    assert node.collect().sentence == "the kernel panicked: first"
+    assert node.collect(baseline={"pstore": ["dmesg-efi_pstore-179515342101001"]}).cause is Cause.PANIC
 
 
 def test_the_journals_of_the_trials_boots_are_kept_and_no_others(node: Node) -> None:
@@ -380,6 +399,17 @@ def test_parts_of_dumps_are_grouped_by_their_ids_and_ordered_from_the_last_part_
         ("Panic", "of another backend", 1),
     ]
     assert dumps[0].text.splitlines()[-1] == "1700000001 part 1"
+
+
+def test_a_dump_whose_writing_took_longer_than_a_second_is_one_dump(tmp_path: Path) -> None:
+    folder = tmp_path / "sys/fs/pstore"
+    folder.mkdir(parents=True)
+    for second, parts in ((1795155469, range(1, 16)), (1795155503, range(1, 12)), (1795155504, range(12, 16))):
+        for part in parts:
+            (folder / f"dmesg-efi_pstore-{second}{part:02}001").write_text(f"Panic#1 Part{part}\n<6>part {part}\n")
+    dumps = read_dumps(tmp_path, frozenset())
+    assert [len(dump.files) for dump in dumps] == [15, 15]
+    assert dumps[1].text.splitlines() == [f"part {part}" for part in range(15, 0, -1)]
 
 
 # The store.
