@@ -113,6 +113,7 @@ class BootContract:
         assert seen
         for effect, cut in seen:
             assert cut.backend().read().entries_of(A) == fallback, effect
+            assert_counting_goes_on(cut, effect)
             assert boots_until_settled(cut) == A, effect
 
     def test_condemning_takes_effect_at_once_and_every_cut_ends_in_the_fallback(self, world: BootWorld) -> None:
@@ -140,6 +141,7 @@ class BootContract:
         assert seen
         for effect, cut in seen:
             assert boots_until_settled(cut) in (A, B), effect
+            assert_counting_goes_on(cut, effect)
             cut.backend().commit(B, tries=tries)
             assert cut.boots() is B, effect
 
@@ -305,6 +307,18 @@ def boots_until_settled(world: BootWorld) -> Slot | None:
     for _ in range(2 * TRIES + 4):
         world.power_on()
     return world.boots()
+
+
+def assert_counting_goes_on(world: BootWorld, effect: str) -> None:
+    """Boot a copy: what is counted must lose a try, or it would boot for ever."""
+    world = world.copy()
+    before = world.backend().read().next_entry
+    world.power_on()
+    after = world.backend().read()
+    if before is not None and before.tries_left:
+        left = {entry.tries_left for entry in after.order if entry.slot is before.slot}
+        assert before.tries_left - 1 in left, effect
+        assert before.name not in {entry.name for entry in after.order}, effect
 
 
 def first_effects(seen: list[tuple[str, BootWorld]]) -> set[str]:

@@ -158,6 +158,17 @@ def test_the_last_entry_of_the_fallback_is_kept_even_under_the_other_slots_name(
     assert names(esp) == ["a.conf"]
 
 
+def test_a_fallback_under_the_other_slots_name_must_be_settled_before_arming() -> None:
+    esp = new_disk({f"{ENTRIES}/b.conf": entries.entry_text(A, "1", 1), "EFI/acl/b.efi": b"uki of 2"})
+    esp.remove(f"{ENTRIES}/a.conf")
+    with pytest.raises(EnvironmentFailure, match="settle slot a"):
+        back_end(esp).arm(B, "2", tries=3)
+    assert slot_that_boots(esp.files) is A
+    back_end(esp).settle(A)
+    back_end(esp).arm(B, "2", tries=3)
+    assert names(esp) == ["a.conf", "b+3-0.conf"]
+
+
 def test_a_slot_without_any_entry_cannot_be_settled_and_the_error_says_what_to_do() -> None:
     esp = new_disk()
     with pytest.raises(EnvironmentFailure, match=r"slot b has no boot entry.*loader/entries/b\.conf by hand"):
