@@ -50,8 +50,9 @@ def classify(signs: Signs) -> Evidence:
     if signs.damaged_slot:
         panic = next((f" ({_panic_of(dump)})" for dump in signs.dumps if _panic_of(dump)), "")
         return Evidence(Stage.ARTIFACT, Cause.DAMAGED_SLOT, signs.damaged_slot + panic)
+    newest_first = signs.dumps[::-1]
     # A dump that lost the panic's own line tells less than an earlier try's.
-    for dump in sorted(signs.dumps[::-1], key=lambda dump: not _panic_of(dump)):
+    for dump in sorted(newest_first, key=lambda dump: not _panic_of(dump)):
         told = _told_by_dump(dump, reached_userspace=bool(signs.boots))
         if told is not None:
             return told
