@@ -291,6 +291,38 @@ def test_a_trickle_is_a_stall() -> None:
     assert caught.value.reason == "stalled"
 
 
+@pytest.mark.parametrize(
+    "start", [b"HTTP/1.1 200 OK\r\nX-Slow: ", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"]
+)
+def test_headers_and_chunk_lengths_that_trickle_do_not_hold_a_node(start: bytes) -> None:
+    def trickle(handler: Handler) -> None:
+        handler.close_connection = True
+        handler.wfile.write(start)
+        try:
+            while not handler.server.over.wait(0.05):
+                handler.wfile.write(b"0")
+        except OSError:
+            pass
+
+    timeouts = Timeouts(connect_s=0.2, stall_s=0.3, grace_s=2)
+    with hostile(trickle) as slow, hostile(good) as quick:
+        assert fetcher(slow.url, quick.url, timeouts=timeouts).read("x", 300_000) == CONTENT
+        with pytest.raises(NetworkFailure) as caught:
+            fetcher(slow.url, timeouts=timeouts).read("x", 300_000)
+    assert caught.value.reason in ("timeout", "stalled")
+
+
+def test_a_tls_handshake_that_hangs_does_not_hold_a_node() -> None:
+    def silent(handler: Handler) -> None:
+        handler.server.over.wait(20)
+
+    with hostile(silent) as server:
+        address = server.url.replace("http:", "https:")
+        with pytest.raises(NetworkFailure) as caught:
+            fetcher(address, timeouts=Timeouts(connect_s=0.2, stall_s=0.3, grace_s=2)).read("x", 1000)
+    assert caught.value.reason in ("timeout", "unreachable", "tls-refused")
+
+
 def test_a_call_ends_at_its_deadline_however_patient_its_retries() -> None:
     with hostile(lambda handler: handler.answer(503)) as server:
         source = Fetcher(

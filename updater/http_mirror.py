@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from updater import __version__
 from updater.errors import EnvironmentFailure
 from updater.files import checked
+from updater.http_guard import Guard, guarded_adapter
 from updater.mirrors import PIECE_BYTES, Budget, MirrorFailure, Timeouts, not_found
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class HttpMirror:
         self._headers = dict(headers or {})
         self._on_request = on_request
         self._session: requests.Session | None = None
+        self._guard = Guard()
 
     @property
     def name(self) -> str:
@@ -102,17 +104,18 @@ class HttpMirror:
             began = budget.clock()
             self._on_request()
             try:
-                response = self._opened_session().get(
-                    url,
-                    headers=headers,
-                    stream=True,
-                    allow_redirects=False,
-                    verify=self._verify,
-                    timeout=(
-                        min(self._timeouts.connect_s, budget.left_s),
-                        min(self._timeouts.stall_s, budget.left_s),
-                    ),
-                )
+                with self._guard.limit(min(self._timeouts.connect_s + self._timeouts.stall_s, budget.left_s)):
+                    response = self._opened_session().get(
+                        url,
+                        headers=headers,
+                        stream=True,
+                        allow_redirects=False,
+                        verify=self._verify,
+                        timeout=(
+                            min(self._timeouts.connect_s, budget.left_s),
+                            min(self._timeouts.stall_s, budget.left_s),
+                        ),
+                    )
             finally:
                 budget.spend(budget.clock() - began)
             target = response.headers.get("Location") if response.is_redirect else None
@@ -200,7 +203,8 @@ class HttpMirror:
         window_bytes = 0
         while position < goal:
             began = budget.clock()
-            piece = raw.read1(min(PIECE_BYTES, goal - position), decode_content=False)
+            with self._guard.limit(2 * self._timeouts.stall_s):
+                piece = raw.read1(min(PIECE_BYTES, goal - position), decode_content=False)
             waited = budget.clock() - began
             budget.spend(waited)
             if not piece:
@@ -227,7 +231,8 @@ class HttpMirror:
             )
         if position == end and "Content-Length" in response.headers:
             # http.client notices the end of a body, and gives the connection back, only by a read past it.
-            raw.read(1)
+            with self._guard.limit(self._timeouts.stall_s):
+                raw.read(1)
 
     def _opened_session(self) -> requests.Session:
         if self._session is None:
@@ -235,6 +240,8 @@ class HttpMirror:
 
             self._session = requests.Session()
             self._session.cert = self._client_cert
+            for scheme in ("https://", "http://"):
+                self._session.mount(scheme, guarded_adapter(self._guard))
         return self._session
 
     def close(self) -> None:
@@ -242,6 +249,8 @@ class HttpMirror:
         if self._session is not None:
             self._session.close()
             self._session = None
+            self._guard.close()
+            self._guard = Guard()
 
     def _failure(
         self, what: str, mend: str, reason: str, again: bool, subject: str | None = None, wait_s: float | None = None
