@@ -51,8 +51,10 @@ def test_a_boot_is_judged_by_console_entries_and_power(
 
 
 def test_a_panic_that_the_initrd_asked_for_is_the_initrds_failure() -> None:
+    words = Sighting(Mark.UPDATER, 8.9, "acl-updater: initrd: emergency mode")
     asked = Sighting(Mark.PANIC, 9.0, "sysrq triggered crash")
-    assert outcome((*INITRD, asked), Ending.RESET, "b+2-1.conf", "b+2-1.conf") is Outcome.INITRD_FAILED
+    assert outcome((*INITRD, words, asked), Ending.RESET, "b+2-1.conf", "b+2-1.conf") is Outcome.INITRD_FAILED
+    assert outcome((*INITRD, asked), Ending.RESET, "b+2-1.conf", "b+2-1.conf") is Outcome.PANIC
 
 
 def test_the_slot_is_the_partition_that_bears_the_head_of_the_root_hash() -> None:

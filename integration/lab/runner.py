@@ -125,5 +125,7 @@ def describe(step: Step) -> str:
     fields = getattr(action, "__struct_fields__", None)
     if fields is None:
         return f"{step.kind} {action}"
+    if step.expect is not None:
+        return "expect " + ", ".join(key for key in fields if getattr(action, key) is not None)
     given = {key: value for key in fields if (value := getattr(action, key)) not in (None, False)}
-    return step.kind + " " + ", ".join(f"{key} {value}" for key, value in given.items() if key != "timeout_s")
+    return f"{step.kind}: " + ", ".join(f"{key} {value}" for key, value in given.items() if key != "timeout_s")

@@ -9,6 +9,9 @@ from enum import Enum
 from integration.lab.serial import Mark, Sighting
 from updater.boot.entries import EntryName
 
+# What the initrd says before it gives up: see updater/units/initrd/usr/lib/acl-updater/initrd-panic.
+_INITRD_GIVES_UP = "acl-updater: initrd:"
+
 
 class Outcome(Enum):
     """How one boot went, in the words of reports and scenarios."""
@@ -141,9 +144,11 @@ def judge(
     if ending is Ending.POWER_CUT:
         return Outcome.POWER_CUT, ""
     if panic is not None:
-        # The initrd's emergency path and its deadman panic on purpose, so that the message reaches pstore.
-        initrd = Mark.SWITCH_ROOT not in has and Mark.INITRD in has and "sysrq" in panic.lower()
-        return (Outcome.INITRD_FAILED if initrd else Outcome.PANIC), panic
+        # The initrd's emergency path and its deadline panic on purpose, so that their words reach pstore.
+        words = [s.text for s in sightings if s.mark is Mark.UPDATER and _INITRD_GIVES_UP in s.text]
+        if words:
+            return Outcome.INITRD_FAILED, words[-1].partition(_INITRD_GIVES_UP)[2].strip()
+        return Outcome.PANIC, panic
     if ending is Ending.WATCHDOG:
         return Outcome.WATCHDOG, "the hardware watchdog was not fed"
     if ending is Ending.CRASH:
