@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,13 @@ def test_no_mirror_is_refused() -> None:
     with pytest.raises(EnvironmentFailure) as caught:
         Fetcher([])
     assert caught.value.reason == "no-mirror"
+
+
+def test_importing_trust_and_fetching_loads_no_heavy_library() -> None:
+    code = (
+        "import sys, updater.fetch, updater.trust, updater.release.keys, updater.release.repository\n"
+        "heavy = {'tuf', 'requests', 'cryptography', 'securesystemslib', 'urllib3', 'yaml'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

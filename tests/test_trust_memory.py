@@ -12,6 +12,7 @@ from tests.simulated import SimulatedDirectory
 from tests.trust_site import START, Node, Site, served
 from updater.errors import EnvironmentFailure, NetworkFailure, Untrusted
 from updater.fetch import Fetcher
+from updater.files import MountedDirectory
 from updater.trust import Trust
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
@@ -192,6 +193,39 @@ def test_a_full_state_partition_leaves_the_accepted_set(site: Site) -> None:
     directory.capacity_bytes += 1 << 20
     node.trust(str(site.repo)).refresh()
     assert node.trust(str(site.repo)).versions() == ["1.0.0", "2.0.0"]
+
+
+def test_a_look_at_a_node_needs_no_right_to_write(site: Site) -> None:
+    directory = SimulatedDirectory(ignore_case=False)
+    node = Node(directory, site.roots, site.clock)
+    node.trust(str(site.repo)).refresh()
+    before = directory.files
+    directory.capacity_bytes -= directory.free_bytes()
+    assert node.trust(str(site.repo)).manifest("1.0.0")[0].version == "1.0.0"
+    assert directory.files.keys() - before.keys() <= {f"targets/{name}" for name in directory.names("targets")}
+
+
+class SwitchingDirectory(MountedDirectory):
+    """A state folder in which another process refreshes between two reads."""
+
+    def __init__(self, base: Path, refresh: Callable[[], object]) -> None:
+        super().__init__(base)
+        self.refresh: Callable[[], object] | None = refresh
+
+    def read(self, path: str, *, limit_bytes: int = 1 << 20) -> bytes | None:
+        content = super().read(path, limit_bytes=limit_bytes)
+        if path == "accepted.json" and self.refresh is not None:
+            refresh, self.refresh = self.refresh, None
+            refresh()
+        return content
+
+
+def test_a_reader_meets_a_refresh_without_seeing_damage(site: Site, node: Node) -> None:
+    node.trust(str(site.repo)).refresh()
+    site.publish("2.0.0")
+    directory = SwitchingDirectory(state(node), node.trust(str(site.repo)).refresh)
+    reader = Node(directory, site.roots, site.clock).trust(str(site.repo))
+    assert reader.versions() == ["1.0.0", "2.0.0"]
 
 
 def test_an_offline_node_reads_what_it_accepted_last(site: Site, node: Node) -> None:

@@ -133,15 +133,30 @@ class Held:
 
 def load(state: Directory) -> Held | None:
     """Return the stored set, None when there is none; raise Damaged when a byte of it is not as written."""
-    try:
-        raw = state.read(POINTER)
+    while True:
+        raw = _pointer(state)
         if raw is None:
             return None
-        stored = decode_state(raw, StoredSet, POINTER).value
-    except (InvalidDocument, EnvironmentFailure) as error:
-        raise Damaged(
-            f"{POINTER} is unreadable ({error.why if isinstance(error, InvalidDocument) else error.message})"
-        ) from error
+        try:
+            return _read_set(state, raw)
+        except Damaged:
+            # A refresh by another process may have switched, and removed this set while it was read.
+            if _pointer(state) == raw:
+                raise
+
+
+def _pointer(state: Directory) -> bytes | None:
+    try:
+        return state.read(POINTER)
+    except EnvironmentFailure as error:
+        raise Damaged(f"{POINTER} is unreadable ({error.message})") from error
+
+
+def _read_set(state: Directory, pointer: bytes) -> Held:
+    try:
+        stored = decode_state(pointer, StoredSet, POINTER).value
+    except InvalidDocument as error:
+        raise Damaged(f"{POINTER} is unreadable ({error.why})") from error
     files: dict[str, bytes] = {}
     faults: list[str] = []
     for role in stored.roles:
@@ -149,7 +164,7 @@ def load(state: Directory) -> Held | None:
         try:
             content = state.read(name, limit_bytes=MAX_METADATA_BYTES)
         except EnvironmentFailure as error:
-            faults.append(str(error))
+            faults.append(error.message)
             continue
         if content is None:
             faults.append(f"{name} is missing")

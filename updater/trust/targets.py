@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from updater.errors import NetworkFailure, Untrusted
+from updater.errors import EnvironmentFailure, NetworkFailure, Untrusted
 from updater.fetch import Fetcher
 from updater.files import Directory
 from updater.schema import MAX_DOCUMENT_BYTES
@@ -13,6 +14,8 @@ from updater.trust.workflow import Proven
 
 if TYPE_CHECKING:
     from tuf.api.metadata import TargetFile
+
+log = logging.getLogger(__name__)
 
 FOLDER = "targets"
 
@@ -44,7 +47,7 @@ def read_target(state: Directory, proven: Proven, path: str, fetchers: Sequence[
             failures.append(error)
             continue
         if _matches(info, raw):
-            state.write_new(f"{FOLDER}/{info.hashes['sha256']}", [raw])
+            _keep(state, info.hashes["sha256"], raw)
             return raw
         failures.append(
             Untrusted(
@@ -55,6 +58,14 @@ def read_target(state: Directory, proven: Proven, path: str, fetchers: Sequence[
         )
     failures.sort(key=lambda failure: isinstance(failure, NetworkFailure))
     raise failures[0]
+
+
+def _keep(state: Directory, digest: str, raw: bytes) -> None:
+    """Cache a proven document, where the state folder can be written: a mere look at a node needs no such right."""
+    try:
+        state.write_new(f"{FOLDER}/{digest}", [raw])
+    except EnvironmentFailure as error:
+        log.info("trust: not cached: %s", error)
 
 
 def drop_unreferenced(state: Directory, proven: Proven) -> None:
