@@ -52,10 +52,10 @@ def failing_names(baseline: Mapping[str, Any] | None) -> frozenset[str]:
     return frozenset(str(name) for name in found) if isinstance(found, Mapping) else frozenset()
 
 
-def pstore_names(baseline: Mapping[str, Any] | None) -> frozenset[str]:
-    """Return the panic dumps that existed before the trial."""
+def pstore_names(baseline: Mapping[str, Any] | None) -> frozenset[str] | None:
+    """Return the panic dumps that existed before the trial, None when the baseline does not say."""
     found = (baseline or {}).get("pstore")
-    return frozenset(str(name) for name in found) if isinstance(found, list) else frozenset()
+    return frozenset(str(name) for name in found) if isinstance(found, list) else None
 
 
 def sentence(baseline: Mapping[str, Any]) -> str:

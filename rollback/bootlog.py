@@ -12,7 +12,8 @@ from typing import Any
 from rollback.execute import execute
 
 MAX_CANDIDATES = 10
-TEXT_BYTES = 1 << 20
+TEXT_BYTES = 1 << 19
+KERNEL_BYTES = 1 << 18
 TEXT_LINES = 4000
 
 _JSON_BYTES = 4 << 20
@@ -25,7 +26,7 @@ _JOURNAL_STOPPED = "d93fb3c9c24d451a97cea615ce59c00b"
 _UNIT_FAILED = "d9b373ed55a64feb8242e02dbe79a49c"
 
 # PID 1's emergency_action() names no message id.
-_ACTION = re.compile(r"^systemd: (?:Forcibly rebooting|Rebooting immediately|Rebooting): (.+)")
+_ACTION = re.compile(r"^systemd: (?:Forcibly rebooting|Rebooting immediately|Rebooting): (?!Ctrl-Alt-Del)(.+)")
 _CRASH = re.compile(r"^systemd: (Caught <\w+>.*|Freezing execution.*)")
 _SHUTDOWN_TARGET = re.compile(r"^systemd: Reached target (?:reboot|poweroff|halt|kexec)\.target")
 _EMERGENCY = re.compile(r"^systemd: Reached target (?:emergency|rescue)\.target|^acl-updater: emergency mode")
@@ -81,7 +82,7 @@ class BootLogs:
         """Return the end of a boot's journal, or of its kernel's log, for people to read."""
         which = ["-k"] if kernel_only else []
         words = ["-b", plain(boot_id), "-n", str(TEXT_LINES), "-o", "short-monotonic", "--no-hostname"]
-        return self._ask(*which, *words, limit_bytes=TEXT_BYTES)
+        return self._ask(*which, *words, limit_bytes=KERNEL_BYTES if kernel_only else TEXT_BYTES)
 
     def _boots(self) -> list[str]:
         try:

@@ -12,7 +12,7 @@ from updater.files import Directory
 log = logging.getLogger(__name__)
 
 BASE = "evidence"
-FILE_BYTES = 1 << 20
+FILE_BYTES = 1 << 19
 
 _FOLDER = re.compile(r"[0-9A-Za-z.-]{1,64}-(\d{1,9})")
 _RELEASE = re.compile(r"[0-9A-Za-z][0-9A-Za-z.-]{0,63}")
@@ -29,7 +29,7 @@ class EvidenceStore:
     def save(self, release: str, files: Mapping[str, bytes], folder: str | None = None) -> tuple[str, ...]:
         """Keep files in a new folder, or in an earlier one of the same trial; return their paths.
 
-        Of each file the last MiB is kept; the oldest folders make room. Nothing is returned when nothing could be
+        Of each file the last 512 KiB are kept; the oldest folders make room. Nothing is returned when nothing could be
         kept: evidence is worth much, but a rollback never waits for it.
         """
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ MAX_DUMP_BYTES = 1 << 18
 # called "efi".
 _EFI = re.compile(r"dmesg-efi(?:_pstore)?-(\d+)(\d{2})(\d{3})")
 _DUMP_S = 30
+_CLOCK_SLACK_S = 60
 _HEADER = re.compile(r"\A([A-Za-z]+)#\d+ Part\d+\n")
 _LEVEL = re.compile(r"^<\d+>", re.MULTILINE)
 
@@ -41,13 +43,17 @@ def dump_names(root: Path = Path("/")) -> tuple[str, ...]:
     return tuple(sorted({path.name for path in _files(root)}))
 
 
-def read_dumps(root: Path, known: frozenset[str]) -> list[Dump]:
-    """Return the dumps that are not among the `known` names, oldest first, each whole and in the order of its lines."""
+def read_dumps(root: Path, known: frozenset[str] | None) -> list[Dump]:
+    """Return the dumps that are not among the `known` names, oldest first, each whole and in the order of its lines.
+
+    Where nobody noted what was there before (None), a dump counts when it was filed away during this boot or has not
+    been yet: others may be of any age.
+    """
     parts: list[_Part] = []
     others: list[Path] = []
     for path in _files(root):
         efi = _EFI.fullmatch(path.name)
-        if path.name in known:
+        if path.name in known if known is not None else _is_old(path, root):
             continue
         if efi:
             parts.append(_Part(int(efi[3]), int(efi[1]), int(efi[2]), path))
@@ -104,6 +110,16 @@ def _joined(parts: list[Path]) -> Dump | None:
     if not texts:
         return None
     return Dump(tuple(sorted(path.name for path in parts)), reason, "\n".join(texts)[-MAX_DUMP_BYTES:])
+
+
+def _is_old(path: Path, root: Path) -> bool:
+    if path.is_relative_to(root / ROOTS[0]):
+        return False
+    booted_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    try:
+        return path.stat().st_mtime < booted_s - _CLOCK_SLACK_S
+    except OSError:
+        return True
 
 
 def _files(root: Path) -> Iterator[Path]:

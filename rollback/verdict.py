@@ -15,6 +15,8 @@ from rollback.results import Result
 
 # Between two looks more may pass than an interval, on a busy machine; after this many of them nobody was looking.
 MAX_GAP_INTERVALS = 5
+# A sentence goes into boot records and status lines; the whole detail is in the evidence.
+DETAIL_CHARS = 200
 
 
 class Decision(StrEnum):
@@ -162,8 +164,13 @@ def _roll_back(limits: Limits, course: Course, now_s: float) -> Verdict:
 
 def told(failing: tuple[Result, ...]) -> str:
     """Say in a few words which checks failed, and how."""
-    first = "; ".join(f"{result.name}: {result.detail}" for result in failing[:2])
+    first = "; ".join(f"{result.name}: {_brief(result.detail)}" for result in failing[:2])
     return first + (f"; and {len(failing) - 2} more" if len(failing) > 2 else "")
+
+
+def _brief(detail: str) -> str:
+    line = " ".join(detail.split())
+    return line if len(line) <= DETAIL_CHARS else line[: DETAIL_CHARS - 1] + "…"
 
 
 def _seconds(value: float) -> str:

@@ -146,6 +146,18 @@ def test_a_dump_that_was_there_before_the_trial_is_not_held_against_it(node: Nod
     assert node.collect(baseline=baseline).cause is Cause.NONE
 
 
+def test_without_a_baseline_only_dumps_that_this_boot_found_count(node: Node) -> None:
+    folder = "var/lib/systemd/pstore/1795153421/001"
+    node.dump("dmesg-efi_pstore-179515342101001", "Panic#1 Part1\nKernel panic - not syncing: filed\n", folder)
+    assert "filed" in node.collect(baseline=None).sentence
+    os.utime(node.root / folder / "dmesg-efi_pstore-179515342101001", (0, 0))
+    assert node.collect(baseline=None).cause is Cause.NONE
+    assert "filed" in node.collect(baseline={"pstore": []}).sentence
+    node.dump("dmesg-efi_pstore-179515342201001", "Panic#1 Part1\nKernel panic - not syncing: fresh\n")
+    os.utime(node.root / "sys/fs/pstore/dmesg-efi_pstore-179515342201001", (0, 0))
+    assert "fresh" in node.collect(baseline=None).sentence
+
+
 def test_the_latest_of_several_dumps_counts_and_an_oops_does_not(node: Node) -> None:
     node.dump("dmesg-efi_pstore-179515342101001", "Panic#1 Part1\nKernel panic - not syncing: first\n")
     node.dump("dmesg-efi_pstore-179515352101002", "Panic#2 Part1\nKernel panic - not syncing: second\n")
@@ -303,6 +315,7 @@ def test_a_journalctl_that_hangs_costs_no_more_than_the_budget(node: Node) -> No
         ([entry("Reached target reboot.target - System Reboot.")], Cause.NONE, "in order"),
         ([entry("Journal stopped", who="systemd-journald", pid="300",
                 MESSAGE_ID="d93fb3c9c24d451a97cea615ce59c00b")], Cause.NONE, "in order"),
+        ([entry("Forcibly rebooting: Ctrl-Alt-Del was pressed more than 7 times within 2s")], Cause.NONE, "power cut"),
         ([entry("Started containerd.service")], Cause.NONE, "power cut or a reset; last line: systemd: Started cont"),
     ],
 )  # fmt: skip

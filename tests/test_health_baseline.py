@@ -85,7 +85,7 @@ def test_a_baseline_survives_its_journey_through_a_journal(tmp_path: Path) -> No
     again = msgspec.json.decode(msgspec.json.encode(baseline))
     assert again == baseline
     assert failing_names(again) == {"gone"}
-    assert pstore_names(again) == {"dmesg-1", "dmesg-2"}
+    assert pstore_names(again) == frozenset({"dmesg-1", "dmesg-2"})
 
 
 @given(

@@ -131,6 +131,13 @@ def test_a_long_list_of_failures_is_told_in_a_few_words() -> None:
     assert verdict.checks == ("a", "b", "c", "d")
 
 
+def test_a_long_detail_is_told_in_one_short_line() -> None:
+    broken = Result("a", Status.ERROR, "many\nlines " * 100)
+    verdict = judge(LIMITS, course(look(545, broken)), 545)
+    assert "\n" not in verdict.sentence
+    assert len(verdict.sentence) < 400
+
+
 # Properties.
 
 
