@@ -15,8 +15,10 @@ settings.load_profile("patient")
 
 
 @pytest.fixture
-def quick_path() -> Iterator[Path]:
+def quick_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Return a new folder in memory where there is one: flushes cost nothing there. For a few megabytes only."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        (Path(folder) / "tmp").mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", f"{folder}/tmp")
         yield Path(folder)

@@ -21,6 +21,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: HostileServer
     timeout = 20
+    disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
         self.server.seen.append(Seen(self.path, dict(self.headers.items()), self.client_address[1]))
