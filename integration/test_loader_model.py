@@ -18,7 +18,8 @@ from tests.portable_executable import build_pe
 from updater.boot import loader_model
 from updater.boot.entries import ENTRIES, entry_text
 from updater.boot.esp import look
-from updater.efivars import FileEfiVariables, encode_text
+from updater.efi_store import FileEfiVariables
+from updater.efivars import encode_text
 from updater.fatimage import FatImage
 from updater.run import run
 from updater.slots import Slot

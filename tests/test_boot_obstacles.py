@@ -12,7 +12,7 @@ from updater.boot import entries
 from updater.boot.entries import ENTRIES
 from updater.boot.protocol import BootState
 from updater.boot.systemd_boot import SystemdBoot
-from updater.efivars import EfiVariables, NoEfiVariables, SimulatedEfiVariables, encode_text
+from updater.efivars import LOADER_GUID, EfiVariables, NoEfiVariables, SimulatedEfiVariables, encode_text
 from updater.errors import EnvironmentFailure
 from updater.slots import Slot
 
@@ -89,11 +89,21 @@ def test_a_default_in_loader_conf_is_an_obstacle(line: str) -> None:
     assert "loader.conf" in obstacle_and_refusal(esp)
 
 
-@pytest.mark.parametrize("where", ["file", "variable"])
-def test_a_menu_that_waits_for_ever_is_an_obstacle(where: str) -> None:
-    conf = b"timeout menu-force\n" if where == "file" else b"timeout 0\n"
-    efi = variables(LoaderConfigTimeout="menu-force" if where == "variable" else "")
-    assert "waits for ever" in obstacle_and_refusal(esp_with({"loader/loader.conf": conf}), efi)
+@pytest.mark.parametrize(
+    ("conf", "texts"),
+    [
+        (b"timeout menu-force\n", {}),
+        (b"timeout 0\n", {"LoaderConfigTimeout": "menu-force"}),
+        (b"timeout 0\n", {"LoaderConfigTimeoutOneShot": "4294967295"}),
+    ],
+)
+def test_a_menu_that_waits_for_ever_is_an_obstacle(conf: bytes, texts: dict[str, str]) -> None:
+    assert "waits for ever" in obstacle_and_refusal(esp_with({"loader/loader.conf": conf}), variables(**texts))
+
+
+def test_a_timeout_in_the_variable_overrides_the_file() -> None:
+    esp = esp_with({"loader/loader.conf": b"timeout menu-force\nreboot-on-error auto\n"})
+    assert state_of(esp, variables(LoaderConfigTimeout="5")).obstacles == ()
 
 
 def test_a_read_only_entry_is_an_obstacle() -> None:
@@ -175,14 +185,47 @@ def test_a_foreign_entry_that_sorts_first_is_an_obstacle_and_is_never_removed() 
     assert esp.files["EFI/acl/other.efi"] == b"x"
 
 
-def test_damaged_and_oversized_entries_are_noted_and_kept() -> None:
-    esp = esp_with({f"{ENTRIES}/x.conf": b"\xff\xfe\0", f"{ENTRIES}/y.conf": b"#" * 70_000})
+def test_damaged_foreign_entries_are_noted_and_kept() -> None:
+    esp = esp_with({f"{ENTRIES}/x.conf": b"\xff\xfe\0"})
     state = state_of(esp)
     assert state.obstacles == ()
     assert any("x.conf is skipped" in note for note in state.notes)
-    assert any("y.conf" in note and "larger" in note for note in state.notes)
     SystemdBoot(esp, variables()).withdraw(B)
     assert f"{ENTRIES}/x.conf" in esp.files
+
+
+@pytest.mark.parametrize("path", [f"{ENTRIES}/y.conf", "loader/loader.conf"])
+def test_a_file_too_large_to_judge_is_an_obstacle_since_the_loader_reads_it(path: str) -> None:
+    assert "larger than 65536 bytes" in obstacle_and_refusal(esp_with({path: b"#" * 70_000}))
+
+
+def test_an_entry_of_ours_that_cannot_be_read_goes_when_its_slot_is_withdrawn() -> None:
+    esp = esp_with({f"{ENTRIES}/b+3-0.conf": b"#" * 70_000})
+    SystemdBoot(esp, variables()).withdraw(B)
+    assert esp.names(ENTRIES) == ["a.conf"]
+
+
+class RottenVariables(SimulatedEfiVariables):
+    """A firmware that cannot read one of its variables."""
+
+    def read(self, name: str, guid: UUID = LOADER_GUID) -> bytes | None:
+        if name == "LoaderEntryDefault":
+            raise EnvironmentFailure(f"cannot read the EFI variable {name}: Input/output error")
+        return super().read(name, guid)
+
+
+def test_a_variable_that_cannot_be_read_is_an_obstacle_and_hides_nothing_else() -> None:
+    efi = RottenVariables({name: value for (_, name), value in variables().values.items()})
+    assert "LoaderEntryDefault: Input/output error" in obstacle_and_refusal(esp_with(), efi)
+    assert [found.name for found in state_of(esp_with(), efi).order] == ["a.conf"]
+
+
+def test_a_variable_that_cannot_be_read_does_not_save_a_bad_release() -> None:
+    esp = esp_with()
+    SystemdBoot(esp, variables()).arm(B, "2", tries=3)
+    efi = RottenVariables({name: value for (_, name), value in variables().values.items()})
+    SystemdBoot(esp, efi).condemn(B)
+    assert state_of(esp).next_name == "a.conf"
 
 
 def test_the_last_generation_is_an_obstacle_with_a_way_out() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import pytest
 
+from tests.portable_executable import build_uki
 from tests.simulated import CLUSTER_BYTES, Power, PowerCut, SimulatedDirectory
 from updater.boot import entries, loader_model
 from updater.boot.entries import ENTRIES
@@ -173,6 +174,18 @@ def test_a_slot_without_any_entry_cannot_be_settled_and_the_error_says_what_to_d
     esp = new_disk()
     with pytest.raises(EnvironmentFailure, match=r"slot b has no boot entry.*loader/entries/b\.conf by hand"):
         back_end(esp).settle(B)
+
+
+def test_a_proven_slot_that_lost_its_entry_gets_one_by_its_ukis_own_version() -> None:
+    esp = new_disk({"EFI/acl/b.efi": build_uki("2")})
+    back_end(esp).prefer(B, "2")
+    chosen = back_end(esp).read().next_entry
+    assert chosen is not None
+    assert (chosen.slot, chosen.version, chosen.tries_left) == (B, "2", None)
+    esp.remove(f"{ENTRIES}/a.conf")
+    esp.write_new("EFI/acl/a.efi", [build_uki("1")])
+    back_end(esp).settle(A)
+    assert [entry.version for entry in back_end(esp).read().order] == ["2", "1"]
 
 
 def test_a_release_whose_uki_is_gone_is_not_preferred() -> None:

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from updater.efi_store import FileEfiVariables
 from updater.efivars import (
     GLOBAL_GUID,
     EfiVariables,
-    FileEfiVariables,
     LiveEfiVariables,
     LoaderFeature,
     NoEfiVariables,

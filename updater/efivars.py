@@ -1,4 +1,4 @@
-"""EFI variables of a running machine, of a variable store in a file, or of neither.
+"""EFI variables of the running machine, or none where there are none.
 
 Sources: the kernel's Documentation/filesystems/efivarfs.rst (attributes prefix, immutable flag); systemd's Boot Loader
 Interface (names, GUID, UTF-16 strings, feature bits of LoaderFeatures).
@@ -9,17 +9,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
-import struct
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from enum import IntFlag
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from uuid import UUID
 
 from updater.errors import EnvironmentFailure
-from updater.files import fsync_directory
 
 LOADER_GUID = UUID("4a67b082-0a4c-41cf-b6c7-440b29bb8c4f")
 GLOBAL_GUID = UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")
@@ -103,6 +99,44 @@ def boot_count_file(variables: EfiVariables) -> str | None:
     return path.replace("\\", "/").strip("/") if path else None
 
 
+class Forgiving:
+    """Variables for reading only, where one that cannot be read counts as absent and is kept in `failures`."""
+
+    def __init__(self, variables: EfiVariables) -> None:
+        """Read from `variables`."""
+        self._variables = variables
+        self._failed: dict[str, str] = {}
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Return one sentence for each variable that could not be read."""
+        return tuple(self._failed.values())
+
+    @property
+    def present(self) -> bool:
+        return self._variables.present
+
+    @property
+    def volatile(self) -> bool:
+        return self._variables.volatile
+
+    def read(self, name: str, guid: UUID = LOADER_GUID) -> bytes | None:
+        try:
+            return self._variables.read(name, guid)
+        except EnvironmentFailure as error:
+            self._failed[name] = str(error)
+            return None
+
+    def write(self, name: str, value: bytes, guid: UUID = LOADER_GUID) -> None:
+        raise unwritable(name, "it was opened for reading")
+
+    def delete(self, name: str, guid: UUID = LOADER_GUID) -> None:
+        raise unwritable(name, "it was opened for reading")
+
+    def writable(self) -> str | None:
+        return "opened for reading"
+
+
 class NoEfiVariables:
     """No variables: a machine without UEFI, or a disk image whose store nobody gave."""
 
@@ -169,7 +203,7 @@ class LiveEfiVariables:
         return raw[4:] if len(raw) > 4 else None
 
     def write(self, name: str, value: bytes, guid: UUID = LOADER_GUID) -> None:
-        content = NON_VOLATILE.to_bytes(4, "little") + _checked(name, value)
+        content = NON_VOLATILE.to_bytes(4, "little") + checked_value(name, value)
         at = self._at(name, guid)
         try:
             with _mutable(at):
@@ -180,9 +214,9 @@ class LiveEfiVariables:
                 finally:
                     os.close(handle)
         except OSError as error:
-            raise _unwritable(name, error.strerror or str(error)) from error
+            raise unwritable(name, error.strerror or str(error)) from error
         if written != len(content):
-            raise _unwritable(name, f"the firmware took {written} of {len(content)} bytes")
+            raise unwritable(name, f"the firmware took {written} of {len(content)} bytes")
 
     def delete(self, name: str, guid: UUID = LOADER_GUID) -> None:
         at = self._at(name, guid)
@@ -192,7 +226,7 @@ class LiveEfiVariables:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise _unwritable(name, error.strerror or str(error)) from error
+            raise unwritable(name, error.strerror or str(error)) from error
 
     def writable(self) -> str | None:
         if not self.present:
@@ -250,110 +284,6 @@ def _set_flags(at: Path, flags: int) -> None:
         os.close(handle)
 
 
-class FileEfiVariables:
-    """The non-volatile variables in a store file, such as OVMF's, by virt-firmware (the extra `lab`)."""
-
-    def __init__(self, store: Path) -> None:
-        """Open `store`; raise EnvironmentFailure when it is none, or when virt-firmware is not installed."""
-        self._path = store
-        self._values: dict[tuple[UUID, str], bytes] = {}
-        self._load()
-
-    @property
-    def present(self) -> bool:
-        return True
-
-    @property
-    def volatile(self) -> bool:
-        return False
-
-    def read(self, name: str, guid: UUID = LOADER_GUID) -> bytes | None:
-        return self._values.get((guid, name))
-
-    def write(self, name: str, value: bytes, guid: UUID = LOADER_GUID) -> None:
-        from virt.firmware.efi.efivar import EfiVar
-
-        variable = EfiVar(name, guid=str(guid), attr=NON_VOLATILE, data=_checked(name, value))
-        self._change(lambda variables: variables.update({name: variable}), name, guid)
-
-    def delete(self, name: str, guid: UUID = LOADER_GUID) -> None:
-        if (guid, name) in self._values:
-            self._change(lambda variables: variables.pop(name), name, guid)
-
-    def writable(self) -> str | None:
-        if not os.access(self._path, os.W_OK):
-            return f"{self._path} cannot be written"
-        return None
-
-    def _load(self) -> tuple[Any, Any]:
-        store, variables = _open_store(self._path)
-        self._values = {
-            (UUID(str(variable.guid)), str(variable.name)): bytes(variable.data) for variable in variables.values()
-        }
-        return store, variables
-
-    def _change(self, change: Callable[[Any], object], name: str, guid: UUID) -> None:
-        reason = self.writable()
-        if reason:
-            raise _unwritable(name, reason)
-        store, variables = self._load()
-        known = variables.get(name)
-        twins = len(variables) != _stored_variables(store) or (known is not None and UUID(str(known.guid)) != guid)
-        if twins:
-            # virt-firmware files variables by name alone, so that writing would lose another vendor's.
-            raise _unwritable(name, f"{self._path} holds variables of one name from several vendors")
-        change(variables)
-        with tempfile.TemporaryDirectory(dir=self._path.parent) as folder:
-            fresh = Path(folder) / self._path.name
-            with _store_errors(self._path):
-                store.write_varstore(str(fresh), variables)
-            with fresh.open("rb+") as file:
-                os.fsync(file.fileno())
-            shutil.copymode(self._path, fresh)
-            fresh.replace(self._path)
-        fsync_directory(self._path.parent)
-        self._load()
-
-
-def _open_store(path: Path) -> tuple[Any, Any]:
-    try:
-        from virt.firmware.varstore import autodetect
-    except ImportError as error:
-        raise EnvironmentFailure(
-            "a store of EFI variables cannot be read: virt-firmware is not installed",
-            mend="install acl-updater[lab], or leave --efi-vars away",
-            reason="tool-missing",
-        ) from error
-    with _store_errors(path):
-        store = autodetect.open_varstore(str(path))
-        if store is None:
-            raise ValueError("its format is not known")
-        return store, store.get_varlist()
-
-
-def _stored_variables(store: Any) -> int:
-    """Count the valid variables of an edk2 store by their headers (`AUTHENTICATED_VARIABLE_HEADER`)."""
-    content, position, count = store.filedata, store.start, 0
-    while position + 60 <= store.end and content[position : position + 2] == b"\xaa\x55":
-        count += content[position + 2] == 0x3F
-        name_bytes, value_bytes = struct.unpack_from("<LL", content, position + 36)
-        position = (position + 60 + name_bytes + value_bytes + 3) & ~3
-    return count
-
-
-@contextlib.contextmanager
-def _store_errors(path: Path) -> Iterator[None]:
-    """Turn what virt-firmware does on a bad store (it also exits the process) into an error that names the file."""
-    try:
-        yield
-    except (Exception, SystemExit) as error:
-        raise EnvironmentFailure(
-            f"{path} is no store of EFI variables that can be used: {error or type(error).__name__}",
-            mend="name the variable store that belongs to the disk image, such as a copy of OVMF_VARS_4M.fd",
-            reason="efi-store",
-        ) from error
-
-
 class SimulatedEfiVariables:
     """Variables in memory, with the behaviour of the real ones, for models and rehearsals."""
 
@@ -380,7 +310,7 @@ class SimulatedEfiVariables:
 
     def write(self, name: str, value: bytes, guid: UUID = LOADER_GUID) -> None:
         self._refuse_locked(name)
-        self.values[guid, name] = _checked(name, value)
+        self.values[guid, name] = checked_value(name, value)
 
     def delete(self, name: str, guid: UUID = LOADER_GUID) -> None:
         if (guid, name) in self.values:
@@ -392,16 +322,18 @@ class SimulatedEfiVariables:
 
     def _refuse_locked(self, name: str) -> None:
         if self._locked:
-            raise _unwritable(name, self._locked)
+            raise unwritable(name, self._locked)
 
 
-def _checked(name: str, value: bytes) -> bytes:
+def checked_value(name: str, value: bytes) -> bytes:
+    """Return `value` when firmware can hold it; raise ValueError otherwise."""
     if not value or len(value) > MAX_BYTES:
         raise ValueError(f"{name}: {len(value)} bytes are no value of an EFI variable")
     return value
 
 
-def _unwritable(name: str, why: str) -> EnvironmentFailure:
+def unwritable(name: str, why: str) -> EnvironmentFailure:
+    """Return the error for a variable that cannot be changed."""
     return EnvironmentFailure(
         f"cannot change the EFI variable {name}: {why}",
         mend="mount efivarfs for writing, or use a layout that needs no EFI variables",

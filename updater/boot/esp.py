@@ -52,9 +52,8 @@ class EspView:
 
     def files_of_slot(self, slot: Slot) -> tuple[str, ...]:
         """Return the names of all entry files of a slot, by name or by content, also damaged ones."""
-        return tuple(
-            file for file, lines in self.files.items() if lines.slot is slot or entries.slot_of_name(file) is slot
-        )
+        by_content = {file for file, lines in self.files.items() if lines.slot is slot}
+        return tuple(file for file in self.names if file in by_content or entries.slot_of_name(file) is slot)
 
     def highest_generation(self) -> int:
         """Return the highest generation of any entry file, listed or not; 0 where there is none."""
@@ -90,7 +89,7 @@ def look(esp: Directory, efi: EfiVariables) -> EspView:
     listed += _type2(esp, broken)
     state = LoaderState(
         candidates=tuple(listed),
-        taken=frozenset(unlisted),
+        taken=frozenset(names) - {entry.file for entry in listed},
         conf=entries.parse_loader_conf(_conf(esp, broken)),
         version=version,
         one_shot=read_text(efi, "LoaderEntryOneShot"),

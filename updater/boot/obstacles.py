@@ -19,6 +19,8 @@ from updater.slots import Slot
 
 # A sector holds 16 records; `.` and `..` take two, and counting a try down needs a free pair in the same sector.
 _SAFE_RECORDS = 12
+# bootctl writes the number, whose meaning is the loader's interface.
+_FOR_EVER = frozenset({"menu-force", "4294967295"})
 _CLEAR = "clear it with `bootctl set-{} ''`"
 
 
@@ -60,7 +62,17 @@ def booted_entry(view: EspView, efi: EfiVariables, boot_id: str) -> BootedEntry:
 
 def obstacles(view: EspView, efi: EfiVariables, booted: BootedEntry, part_uuid: UUID | None) -> tuple[str, ...]:
     """Return one sentence with its mend for each reason not to arm a trial."""
-    return (*_of_counting(view, efi, booted, part_uuid), *_of_defaults(view.state), *_of_order(view, efi))
+    return (
+        *_of_unread(view),
+        *_of_counting(view, efi, booted, part_uuid),
+        *_of_defaults(view.state),
+        *_of_order(view, efi),
+    )
+
+
+def _of_unread(view: EspView) -> Iterator[str]:
+    for text in view.broken:
+        yield f"what the loader makes of a file cannot be told, since it cannot be read: {text}; move the file away"
 
 
 def _of_counting(view: EspView, efi: EfiVariables, booted: BootedEntry, part_uuid: UUID | None) -> Iterator[str]:
@@ -119,8 +131,11 @@ def _catches(pattern: str, state: LoaderState) -> bool:
 
 def _of_order(view: EspView, efi: EfiVariables) -> Iterator[str]:
     state = view.state
-    timeout = read_text(efi, "LoaderConfigTimeout") or state.conf.timeout
-    if timeout == "menu-force":
+    timeouts = (
+        read_text(efi, "LoaderConfigTimeout") or state.conf.timeout,
+        read_text(efi, "LoaderConfigTimeoutOneShot"),
+    )
+    if _FOR_EVER & set(timeouts):
         yield "the loader's menu waits for ever (timeout menu-force); set it with `bootctl set-timeout 0`"
     plain = replace(
         state, one_shot=None, preferred=None, default=None, sysfail_occurred=False, conf=entries.LoaderConf()
@@ -200,8 +215,6 @@ def _notes(view: EspView, efi: EfiVariables, booted: BootedEntry) -> Iterator[st
         )
     for file in view.unlisted:
         yield f"/{entries.ENTRIES}/{file} is skipped by the loader: it is damaged, or its image is missing"
-    for text in view.broken:
-        yield f"cannot be read: {text}"
     for entry in view.state.candidates:
         if entry.slot is None:
             yield f"{describe(entry)} is not ours and is left alone"

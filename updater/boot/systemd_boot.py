@@ -17,10 +17,11 @@ from updater.boot.entries import ENTRIES, EntryName, addons_path, uki_path
 from updater.boot.esp import EspView, leftovers, look
 from updater.boot.loader_model import Candidate
 from updater.boot.protocol import BootFile, BootState, Entry
-from updater.efivars import EfiVariables, read_text
+from updater.efivars import EfiVariables, Forgiving, read_text
 from updater.errors import EnvironmentFailure
 from updater.files import Directory
 from updater.slots import Slot
+from updater.uki import read_os_release
 
 log = logging.getLogger(__name__)
 
@@ -55,22 +56,24 @@ class SystemdBoot:
 
     def read(self) -> BootState:
         """Return what the loader would do; never changes anything."""
-        view = look(self._esp, self._efi)
+        efi = Forgiving(self._efi)
+        view = look(self._esp, efi)
         chosen = loader_model.choose(view.state)
-        booted = obstacles.booted_entry(view, self._efi, self._boot_id)
-        info = read_text(self._efi, "LoaderInfo") if self._efi.volatile else None
+        booted = obstacles.booted_entry(view, efi, self._boot_id)
+        info = read_text(efi, "LoaderInfo") if efi.volatile else None
+        found = obstacles.obstacles(view, efi, booted, self._part_uuid)
         return BootState(
             order=tuple(_entry(candidate) for candidate in loader_model.in_order(view.state)),
             next_name=chosen.file if chosen else None,
             booted_name=booted.name,
-            obstacles=obstacles.obstacles(view, self._efi, booted, self._part_uuid),
+            obstacles=(*found, *efi.failures),
             loader=info or next((text for text in view.loaders.values() if text), ""),
-            notes=obstacles.notes(view, self._efi, booted),
+            notes=obstacles.notes(view, efi, booted),
         )
 
     def withdraw(self, slot: Slot) -> None:
         """Take away every boot entry of `slot`, then its artifact's files and what no slot needs."""
-        view = look(self._esp, self._efi)
+        view = self._look()
         doomed = view.files_of_slot(slot)
         if not [entry for entry in view.of_slot(slot.other) if entry.file not in doomed and not entry.is_bad]:
             raise EnvironmentFailure(
@@ -88,7 +91,7 @@ class SystemdBoot:
 
     def settle(self, slot: Slot) -> None:
         """Make the proven `slot` a good, uncounted entry that can never go bad: the fallback of a trial."""
-        view = look(self._esp, self._efi)
+        view = self._look()
         version, generation = self._identity(view, slot)
         self._establish(view, slot, EntryName(str(slot)), version, generation, twin=_twin(slot))
 
@@ -111,7 +114,7 @@ class SystemdBoot:
 
         It goes straight to its final name: no entry refers to it, so that nothing boots a half of it.
         """
-        view = look(self._esp, self._efi)
+        view = self._look()
         if view.files_of_slot(slot):
             raise EnvironmentFailure(
                 f"slot {slot} still has the boot entry {view.files_of_slot(slot)[0]}: its files are not replaced",
@@ -153,7 +156,7 @@ class SystemdBoot:
         """Publish a counted entry for `slot` that sorts before all others; return it."""
         if not 1 <= tries <= MAX_TRIES:
             raise ValueError(f"a trial has 1 to {MAX_TRIES} tries, not {tries}")
-        view = look(self._esp, self._efi)
+        view = self._look()
         name = EntryName(str(slot), tries)
         self._refuse_arming(view, slot)
         armed = self._armed(view, slot, version, name)
@@ -163,7 +166,7 @@ class SystemdBoot:
             for file in view.files_of_slot(slot):
                 self._esp.remove(f"{ENTRIES}/{file}")
             self._write(name, self._content(slot, version, generation))
-            view = look(self._esp, self._efi)
+            view = self._look()
             armed = self._armed(view, slot, version, name)
         if armed is None:
             chosen = loader_model.choose(view.state)
@@ -178,16 +181,16 @@ class SystemdBoot:
     def commit(self, slot: Slot, *, tries: int | None) -> None:
         """Make the running `slot` the default for good: counted anew with `tries`, or uncounted when None."""
         name = EntryName(str(slot), tries)
-        view = look(self._esp, self._efi)
+        view = self._look()
         if tries is not None and _stops_counting(view, slot, name):
             # By way of the uncounted name: b+3-0 next to b+2-1 could not be counted down, were power cut in between.
             self._make_first(view, slot, EntryName(str(slot)), None)
-            view = look(self._esp, self._efi)
+            view = self._look()
         self._make_first(view, slot, name, None)
 
     def condemn(self, slot: Slot) -> None:
         """Take all tries from the entry of `slot`, so that the loader prefers any other."""
-        view = look(self._esp, self._efi)
+        view = self._look()
         listed = view.of_slot(slot)
         if not [entry for entry in listed if not entry.is_bad]:
             return
@@ -199,13 +202,17 @@ class SystemdBoot:
         except EnvironmentFailure as error:
             # A full ESP must not save a bad release: without any entry it cannot boot either.
             log.warning("cannot write %s (%s): removing the entries of slot %s instead", name.file, error, slot)
-            for file in look(self._esp, self._efi).files_of_slot(slot):
+            for file in self._look().files_of_slot(slot):
                 self._esp.remove(f"{ENTRIES}/{file}")
 
     def prefer(self, slot: Slot, version: str) -> None:
         """Make the proven, uncounted `slot` sort first again (a manual rollback to the other, proven slot)."""
-        view = look(self._esp, self._efi)
+        view = self._look()
         self._make_first(view, slot, EntryName(str(slot)), version)
+
+    def _look(self) -> EspView:
+        # A rotten variable must not keep a bad release from being condemned; arming judges variables by `read`.
+        return look(self._esp, Forgiving(self._efi))
 
     def _make_first(self, view: EspView, slot: Slot, name: EntryName, version: str | None) -> None:
         if self._esp.size(uki_path(slot)) is None:
@@ -230,15 +237,19 @@ class SystemdBoot:
         return highest + 1
 
     def _identity(self, view: EspView, slot: Slot) -> tuple[str, int]:
-        """Return version and generation of a slot's entry, from its first listed one."""
+        """Return version and generation of a proven slot's entry; of one that was lost, by the UKI's own os-release."""
         best = max(view.of_slot(slot), key=obstacles.entry_generation, default=None)
-        if best is None:
+        if best is not None:
+            return best.version, obstacles.entry_generation(best)
+        release = read_os_release(self._esp.chunks(uki_path(slot))) if self._esp.size(uki_path(slot)) else None
+        if release is None or "IMAGE_VERSION" not in release:
             raise EnvironmentFailure(
-                f"slot {slot} has no boot entry that the loader lists",
+                f"slot {slot} has no boot entry that the loader lists, and no sound UKI to write one for",
                 mend=f"stage its release again, or write /{ENTRIES}/{slot}.conf by hand (docs/systemd-boot.md)",
                 reason="entry-missing",
             )
-        return best.version, obstacles.entry_generation(best)
+        log.warning("slot %s has lost its boot entry: writing one for release %s", slot, release["IMAGE_VERSION"])
+        return release["IMAGE_VERSION"], 0
 
     def _establish(
         self, view: EspView, slot: Slot, name: EntryName, version: str, generation: int, *, twin: EntryName | None
@@ -287,8 +298,7 @@ class SystemdBoot:
         return None
 
     def _refuse_arming(self, view: EspView, slot: Slot) -> None:
-        booted = obstacles.booted_entry(view, self._efi, self._boot_id)
-        found = obstacles.obstacles(view, self._efi, booted, self._part_uuid)
+        found = self.read().obstacles
         if found:
             raise EnvironmentFailure(
                 f"slot {slot} is not armed: {found[0]}", mend="then finalize again", reason="boot-obstacle"

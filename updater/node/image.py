@@ -15,7 +15,8 @@ from typing import IO, Literal
 from updater.blocks import Blocks
 from updater.boot.systemd_boot import SystemdBoot
 from updater.config import Config
-from updater.efivars import EfiVariables, FileEfiVariables, NoEfiVariables
+from updater.efi_store import FileEfiVariables
+from updater.efivars import EfiVariables, NoEfiVariables
 from updater.errors import EnvironmentFailure, Refused
 from updater.ext4image import Ext4Image
 from updater.fatimage import FatImage
