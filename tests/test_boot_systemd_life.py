@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import pytest
 
@@ -191,6 +191,20 @@ def test_a_proven_slot_that_lost_its_entry_gets_one_by_its_ukis_own_version() ->
 def test_a_release_whose_uki_is_gone_is_not_preferred() -> None:
     with pytest.raises(EnvironmentFailure, match="slot b has no UKI"):
         back_end(new_disk()).prefer(B, "2")
+
+
+class TornDirectory(SimulatedDirectory):
+    """Has UKIs whose chains of clusters end too early."""
+
+    def chunks(self, path: str) -> Iterator[bytes]:
+        if path.endswith(".efi"):
+            raise EnvironmentFailure(f"cannot read {path}: Input/output error")
+        return super().chunks(path)
+
+
+def test_an_artifact_that_cannot_be_read_is_complained_about_so_that_it_is_placed_anew() -> None:
+    boot = back_end(TornDirectory(new_disk({"EFI/acl/b.efi": b"uki of 2"}).files))
+    assert boot.verify(B, [UKI_2]) == ("cannot read EFI/acl/b.efi: Input/output error",)
 
 
 class ForgetfulDirectory(SimulatedDirectory):

@@ -62,7 +62,8 @@ class EspView:
 
 def look(esp: Directory, efi: EfiVariables) -> EspView:
     """Read an ESP and the loader's variables; never changes anything."""
-    loaders, broken = _loaders(esp), []
+    broken: list[str] = []
+    loaders = _loaders(esp)
     info = read_text(efi, "LoaderInfo") if efi.volatile else None
     version = loader_version(info) or min(filter(None, map(loader_version, loaders.values())), default=_NEWEST_KNOWN)
     files: dict[str, Type1] = {}
@@ -142,10 +143,10 @@ def _loaders(esp: Directory) -> dict[str, str]:
             if not _LOADER_NAME.fullmatch(name):
                 continue
             path = f"{folder}/{name}"
-            if (esp.size(path) or 0) > _MAX_LOADER_BYTES:
-                found[path] = ""
-                continue
-            magic = _MAGIC.search(esp.read(path, limit_bytes=_MAX_LOADER_BYTES) or b"")
+            try:
+                magic = _MAGIC.search(esp.read(path, limit_bytes=_MAX_LOADER_BYTES) or b"")
+            except EnvironmentFailure:
+                magic = None
             found[path] = magic[1].decode() if magic else ""
     return found
 

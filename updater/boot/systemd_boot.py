@@ -128,25 +128,32 @@ class SystemdBoot:
         complaints = []
         expected = set()
         for file in files:
-            path = artifact_path(slot, file.name)
             expected.add(file.name.lower())
-            length = self._esp.size(path)
-            if length is None:
-                complaints.append(f"/{path} is missing")
-                continue
-            if length != file.length_bytes:
-                complaints.append(f"/{path} has {length} bytes instead of {file.length_bytes}")
-                continue
-            digest = hashlib.sha256()
-            for chunk in self._esp.chunks(path):
-                digest.update(chunk)
-            if digest.hexdigest() != file.sha256:
-                complaints.append(f"/{path} differs from the manifest (sha256 {digest.hexdigest()})")
+            try:
+                complaint = self._complaint(artifact_path(slot, file.name), file)
+            except EnvironmentFailure as error:
+                # A chain that a cut left too short reads as an I/O error: the file is placed anew.
+                complaint = error.message
+            if complaint:
+                complaints.append(complaint)
         # The stub loads every addon that it finds, so that a stray one changes the command line.
         for name in self._esp.names(addons_path(slot)):
             if name.lower() not in expected:
                 complaints.append(f"/{addons_path(slot)}/{name} does not belong to the release")
         return tuple(complaints)
+
+    def _complaint(self, path: str, file: BootFile) -> str:
+        length = self._esp.size(path)
+        if length is None:
+            return f"/{path} is missing"
+        if length != file.length_bytes:
+            return f"/{path} has {length} bytes instead of {file.length_bytes}"
+        digest = hashlib.sha256()
+        for chunk in self._esp.chunks(path):
+            digest.update(chunk)
+        if digest.hexdigest() != file.sha256:
+            return f"/{path} differs from the manifest (sha256 {digest.hexdigest()})"
+        return ""
 
     def artifact_chunks(self, slot: Slot, name: str) -> Iterator[bytes]:
         """Yield the bytes of one file of the slot's artifact, read from the medium."""
