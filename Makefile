@@ -44,6 +44,10 @@ test: lint setup-lab ## Everything, with real machines in QEMU
 demo: setup-lab ## Watch a node update itself, commit, roll back and remember
 	@$(BIN)/python -m integration.demo
 
+.PHONY: schemas
+schemas: setup ## Write docs/schemas/ anew from the code
+	$(BIN)/python -m integration.schemas
+
 .PHONY: clean
 clean: ## Remove what was built here (the shared cache stays)
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -8,7 +8,7 @@ from datetime import datetime
 from updater.boot.protocol import BootState
 from updater.node.protocol import Node, Running
 from updater.records import Journal, Ledger, Policy
-from updater.store import Store
+from updater.store import Store, utc_text, utc_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,5 +45,15 @@ def observe(node: Node, store: Store) -> Facts:
         policy=policy,
         now=node.now(),
         other_root_hash=node.root_hash_in(running.slot.other),
-        notes=(*node.notes(), *store.set_aside),
+        notes=(*node.notes(), *store.set_aside, *_clock_note(node.now(), running, ledger)),
+    )
+
+
+def _clock_note(now: datetime, running: Running, ledger: Ledger | None) -> tuple[str, ...]:
+    proven = ledger.proven_in(running.slot) if ledger else None
+    if proven is None or now >= utc_time(proven.release.built):
+        return ()
+    return (
+        f"the clock says {utc_text(now)}, before the running release was built ({proven.release.built}): "
+        "it is not believed; set it",
     )
