@@ -28,6 +28,7 @@ def test_the_operator_overrides_single_settings_of_the_vendor() -> None:
     [
         ("helth: {}", "", "'helth' is not known here"),
         ("health: {hold_s: -5}", "health.hold_s", ">= 0"),
+        ("health: {hold_s: 600}", "health.hold_s", "can never do so"),
         ("health: {deadline_s: soon}", "health.deadline_s", "expected `float`"),
         ("mirrors: ['ftp://one.example/']", "mirrors[0]", "matching regex"),
         ("channel: UPPER", "channel", "matching regex"),

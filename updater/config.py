@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from updater.errors import InvalidDocument
 from updater.schema import Name, convert, limited, load_yaml
 
 VENDOR = Path("/usr/lib/acl-updater/config.yaml")
@@ -35,6 +36,15 @@ class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hold_s: Seconds = 60.0
     interval_s: Annotated[float, limited("write seconds, from 0.1 to 600", ge=0.1, le=600)] = 5.0
     watch_s: Seconds = 600.0
+
+    def __post_init__(self) -> None:
+        if self.hold_s >= self.deadline_s:
+            raise InvalidDocument(
+                "configuration",
+                "hold_s",
+                f"checks that must hold for {self.hold_s:g} s can never do so before a deadline of {self.deadline_s:g} s",
+                "raise deadline_s well above hold_s and the time that a boot takes",
+            )
 
 
 class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
