@@ -42,7 +42,7 @@ class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise InvalidDocument(
                 "configuration",
                 "hold_s",
-                f"checks that must hold for {self.hold_s:g} s can never do so before a deadline of {self.deadline_s:g} s",
+                f"checks that hold for {self.hold_s:g} s can never do so before a deadline of {self.deadline_s:g} s",
                 "raise deadline_s well above hold_s and the time that a boot takes",
             )
 

@@ -123,7 +123,7 @@ def _end_of_trial(session: Session, facts: Facts, update: Update, health: Health
 
 def _judge(session: Session, facts: Facts, update: Update, health: HealthPlugin | None) -> Evidence:
     verdict = _as_evidence(update.verdict) if update.verdict is not None else None
-    # A verdict says why already; without one the slot is read whole, since a disk that lost bytes is not the image's fault.
+    # A verdict says why already. Without one the slot is read whole: a disk that lost bytes is not the image's fault.
     damaged_uki, damaged_slot = _damage(session, update.slot, update.release) if verdict is None else ("", "")
     if health is None:
         return verdict or Evidence(Stage.UNKNOWN, Cause.NONE, "the trial ended without a verdict; nothing says why")
