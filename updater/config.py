@@ -41,7 +41,7 @@ class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.hold_s >= self.deadline_s:
             raise InvalidDocument(
                 "configuration",
-                "hold_s",
+                "health.hold_s",
                 f"checks that hold for {self.hold_s:g} s can never do so before a deadline of {self.deadline_s:g} s",
                 "raise deadline_s well above hold_s and the time that a boot takes",
             )
