@@ -44,9 +44,8 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Wires:
-    """The inherited file descriptors that QEMU speaks on."""
+    """The inherited file descriptors that QEMU speaks on, beside its standard output, which is the serial console."""
 
-    serial: int
     agent: int
     qmp: int
 
@@ -88,7 +87,9 @@ def command(
         *("-blockdev", "driver=raw,node-name=disk,file=file,cache.no-flush=on,discard=unmap,detect-zeroes=unmap"),
         *("-device", "virtio-blk-pci,drive=disk,bootindex=1"),
         *("-device", "virtio-rng-pci"),
-        *("-chardev", f"socket,id=serial,fd={wires.serial}", "-serial", "chardev:serial"),
+        # A pipe, not a socket: QEMU sends byte by byte, a socket's buffer holds some 270 such messages, and what a
+        # full one does not take in time is lost.
+        *("-chardev", "stdio,id=serial,signal=off", "-serial", "chardev:serial"),
         *("-chardev", f"socket,id=qmp,fd={wires.qmp}", "-mon", "chardev=qmp,mode=control"),
         *("-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,fd={wires.agent}"),
         *("-device", f"virtserialport,chardev=agent,name={AGENT_PORT}"),

@@ -65,7 +65,7 @@ class Machine:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._wires: tuple[socket.socket, socket.socket, socket.socket] | None = None
+        self._wires: tuple[socket.socket, socket.socket] | None = None  # agent, QMP
         self._agent = AgentTalk()
         self._qmp = QmpTalk()
         self._number = 0
@@ -218,7 +218,7 @@ class Machine:
         if wires is None:
             raise LabTimeout("the machine is off", mend="power it on first", reason="machine-off")
         # The guest's clock runs on a machine as busy as ours: its limit is generous, ours decides.
-        wires[1].sendall(run_request(number, list(argv), stdin=stdin, timeout_s=budget_s * 8))
+        wires[0].sendall(run_request(number, list(argv), stdin=stdin, timeout_s=budget_s * 8))
         return talk, number
 
     def _ask(self, name: str, **arguments: Any) -> None:
@@ -227,7 +227,7 @@ class Machine:
             number, talk, wires = self._number, self._qmp, self._wires
         if wires is None:
             return
-        wires[2].sendall(ask(name, number, **arguments))
+        wires[1].sendall(ask(name, number, **arguments))
         self.wait(lambda: talk.answers.pop(number, None), f"QEMU to do {name}", budget_s=30, while_on=True)
 
     # -- the watching thread -------------------------------------------------------------------------------------
@@ -268,30 +268,32 @@ class Machine:
 
     def _emulate(self) -> tuple[str | None, str]:
         """Run QEMU to its end; return the guest's reason for it, if there was one, and what QEMU itself said."""
-        pairs = [socket.socketpair() for _ in range(3)]
+        console, console_end = os.pipe()
+        pairs = [socket.socketpair() for _ in range(2)]
         ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         wires = Wires(*(end.fileno() for end in theirs))
         argv = command(self.emulator, self.hardware, self.given, wires, disk=self.disk, variables=self.variables)
         with self._changed:
             self._agent, self._qmp = AgentTalk(), QmpTalk()
-            self._wires = (ours[0], ours[1], ours[2])
+            self._wires = (ours[0], ours[1])
             self._process = process = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+                stdout=console_end,
                 stderr=subprocess.PIPE,
-                pass_fds=(wires.serial, wires.agent, wires.qmp),
+                pass_fds=(wires.agent, wires.qmp),
                 start_new_session=True,
             )
             if self._stop:
                 self._kill()
+        os.close(console_end)
         for end in theirs:
             end.close()
         said = b""
         try:
             with contextlib.suppress(OSError):
-                ours[2].sendall(ask("qmp_capabilities", 0))
-            shutdown = self._watch(ours)
+                ours[1].sendall(ask("qmp_capabilities", 0))
+            shutdown = self._watch(console, ours)
         finally:
             self._kill()
             if process.stderr is not None:
@@ -300,6 +302,7 @@ class Machine:
             process.wait()
             with self._changed:
                 self._wires = None
+            os.close(console)
             for end in ours:
                 end.close()
         return shutdown, said.decode("utf-8", "replace")
@@ -321,33 +324,37 @@ class Machine:
             return Ending.CRASH
         return Ending.STILL_ON
 
-    def _watch(self, ours: list[socket.socket]) -> str | None:
+    def _watch(self, console: int, ours: list[socket.socket]) -> str | None:
         shutdown: str | None = None
+        # The console first: what the guest printed before it reset belongs before the event that says so.
+        ends = [console, *(end.fileno() for end in ours)]
         with selectors.DefaultSelector() as selector:
-            for end in ours:
-                end.setblocking(True)
+            for end in ends:
                 selector.register(end, selectors.EVENT_READ)
             while selector.get_map():
                 # A trigger that looks at the disk must see the window between two flushes of a slow guest.
-                ready = selector.select(0.002 if self._triggers else 0.5)
-                # Serial first: what the guest printed before it reset belongs before the event that says so.
-                for key in sorted((key for key, _ in ready), key=lambda key: ours.index(key.fileobj)):  # type: ignore[arg-type]
-                    end = ours[ours.index(key.fileobj)]  # type: ignore[arg-type]
+                ready = {key.fd for key, _ in selector.select(0.002 if self._triggers else 0.5)}
+                for end in [end for end in ends if end in ready]:
                     data = _received(end)
                     with self._changed:
                         if not data:
                             selector.unregister(end)
-                        elif end is ours[0]:
+                        elif end == ends[0]:
                             self.observer.serial(data)
-                        elif end is ours[1]:
+                        elif end == ends[1]:
                             self._agent.feed(data)
                         else:
-                            for event in self._qmp.feed(data):
-                                self.observer.event(event)
-                                if event.name == "SHUTDOWN":
-                                    shutdown = str(event.about.get("reason"))
+                            shutdown = self._heard(data) or shutdown
                         self._changed.notify_all()
                 self._pull_triggers()
+        return shutdown
+
+    def _heard(self, data: bytes) -> str | None:
+        shutdown = None
+        for event in self._qmp.feed(data):
+            self.observer.event(event)
+            if event.name == "SHUTDOWN":
+                shutdown = str(event.about.get("reason"))
         return shutdown
 
     def _pull_triggers(self) -> None:
@@ -359,8 +366,8 @@ class Machine:
                 return
 
 
-def _received(end: socket.socket) -> bytes:
+def _received(end: int) -> bytes:
     try:
-        return end.recv(65536)
+        return os.read(end, 65536)
     except ConnectionResetError:
         return b""
