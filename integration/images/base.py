@@ -37,7 +37,7 @@ SECOND_PACKAGES = (
     "systemd-resolved",
     "util-linux",
 )
-BUILD_PACKAGES = ("dracut", "dracut-core", "zstd", "cpio")
+BUILD_PACKAGES = ("dracut", "dracut-core", "zstd", "cpio", "xz-utils")
 UNUSED_PACKAGES = ("apt", "libapt-pkg7.0", "sqv", "perl-base", "debconf")
 INITRD_MODULES = (
     "base systemd systemd-initrd systemd-veritysetup systemd-udevd systemd-modules-load systemd-sysctl "
@@ -45,8 +45,10 @@ INITRD_MODULES = (
 )
 INITRD_DRIVERS = (
     "virtio_blk virtio_pci virtio_scsi sd_mod nvme ahci hv_storvsc virtio_rng erofs dm_mod dm_verity overlay ext4 vfat "
-    "nls_ascii nls_cp437 efivarfs efi_pstore i6300esb wdat_wdt softdog"
+    "nls_ascii nls_cp437 efivarfs efi_pstore i6300esb wdat_wdt softdog sha256_ssse3"
 )
+# Loaded by every boot once the root is there.
+EARLY_DRIVERS = "virtio_net button evdev br_netfilter nf_tables veth configfs"
 INITRD_INSTALL = "e2fsck systemctl journalctl modprobe mount umount mkdir cat sleep sync readlink sysctl"
 
 
@@ -84,7 +86,7 @@ def base_tree() -> Base:
         "script": script.read_text(),
         "suite": SUITE,
         "packages": [FIRST_PACKAGES, SECOND_PACKAGES, BUILD_PACKAGES, UNUSED_PACKAGES],
-        "dracut": [INITRD_MODULES, INITRD_DRIVERS, INITRD_INSTALL],
+        "dracut": [INITRD_MODULES, INITRD_DRIVERS, EARLY_DRIVERS, INITRD_INSTALL],
         "epoch": EPOCH,
     }
     return Base(cached("base", recipe, lambda folder, _: _make(folder, script)))
@@ -113,6 +115,7 @@ def _make(folder: Path, script: Path) -> None:
         "INITRD_MODULES": INITRD_MODULES,
         "INITRD_DRIVERS": INITRD_DRIVERS,
         "INITRD_INSTALL": INITRD_INSTALL,
+        "EARLY_DRIVERS": EARLY_DRIVERS,
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
         **proxy_environment(),
     }

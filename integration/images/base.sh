@@ -30,6 +30,21 @@ INITRD=No DEBIAN_FRONTEND=noninteractive apt-get install --yes $SECOND_PACKAGES 
 inside() { chroot "$ROOT" /usr/bin/env -i PATH=/usr/sbin:/usr/bin LC_ALL=C.UTF-8 SOURCE_DATE_EPOCH="$EPOCH" "$@"; }
 
 kernel=$(ls "$ROOT/usr/lib/modules")
+
+say "making the start short"
+# Each generator costs every boot a process, and none of these has anything to do here.
+for name in cryptsetup getty gpt-auto hibernate-resume integritysetup rc-local ssh system-update sysv tpm2; do
+    rm -f "$ROOT/usr/lib/systemd/system-generators/systemd-$name-generator"
+done
+# What every boot loads should not have to be unpacked by every boot.
+for driver in $INITRD_DRIVERS $EARLY_DRIVERS; do
+    inside modprobe --set-version "$kernel" --show-depends "$driver" | sed -n 's/^insmod \([^ ]*\.xz\).*/\1/p'
+done | sort -u > "$WORK/early-modules"
+while read -r module; do
+    inside xz --decompress "$module"
+done < "$WORK/early-modules"
+inside depmod "$kernel"
+
 say "initrd for $kernel"
 inside dracut --force --reproducible --no-hostonly --no-hostonly-cmdline --no-early-microcode --zstd \
     --kver "$kernel" --modules "$INITRD_MODULES" --drivers "$INITRD_DRIVERS" --install "$INITRD_INSTALL" \

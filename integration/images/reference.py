@@ -27,7 +27,26 @@ _COMMAND_LINE = (
     "systemd.show_status=1",
     # The updater mounts the ESP itself, and the initrd finds the state partition on the root's own disk.
     "systemd.gpt_auto=0",
-    "systemd.getty_auto=0",
+    # What those services would bring up to date is part of the image.
+    "systemd.condition_needs_update=0",
+)
+# Nobody logs in at this host, and it runs containers only.
+_MASKED = (
+    "dev-hugepages.mount",
+    "dev-mqueue.mount",
+    "getty.target",
+    "modprobe@drm.service",
+    "proc-sys-fs-binfmt_misc.automount",
+    "sys-kernel-debug.mount",
+    "sys-kernel-tracing.mount",
+    "systemd-ask-password-console.path",
+    "systemd-ask-password-wall.path",
+    "systemd-binfmt.service",
+    "systemd-firstboot.service",
+    "systemd-hwdb-update.service",
+    "systemd-logind.service",
+    "systemd-networkd-persistent-storage.service",
+    "systemd-user-sessions.service",
 )
 _FAULT_GENERATOR = "usr/lib/systemd/system-generators/acl-lab-faults"
 # Sooner than in production, and still late on a busy machine.
@@ -136,5 +155,7 @@ def _vendor_links() -> dict[str, TreeFile]:
         "etc/resolv.conf": TreeFile(link="/run/systemd/resolve/stub-resolv.conf"),
         "etc/localtime": TreeFile(link="/usr/share/zoneinfo/UTC"),
         "etc/systemd/system/default.target": TreeFile(link="/usr/lib/systemd/system/multi-user.target"),
-        "etc/systemd/system/systemd-firstboot.service": TreeFile(link="/dev/null"),
+        **{f"etc/systemd/system/{unit}": TreeFile(link="/dev/null") for unit in _MASKED},
+        # They would make /home, /srv and /root, which are links into /var here.
+        **{f"etc/tmpfiles.d/{name}.conf": TreeFile(link="/dev/null") for name in ("home", "provision")},
     }
