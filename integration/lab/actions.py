@@ -34,7 +34,7 @@ from integration.lab.timeline import Outcome
 from updater.errors import EnvironmentFailure
 
 # A good release on a busy machine needs time, and no more than this to show that it holds.
-_GOOD_HEALTH = {"health": {"deadline_s": 600, "hold_s": 3}}
+_GOOD_HEALTH = {"health": {"deadline_s": 240, "hold_s": 3}}
 _FILLER = "/var/acl-lab-filler.bin"
 
 

@@ -17,11 +17,9 @@ _EVIDENCE = "find /var/lib/acl-updater/evidence -type f -exec head -c 200000 {} 
 def expect(wanted: Expect, run: Run) -> None:
     """Check everything that an `expect` step lists; raise Failed at the first that does not hold."""
     _expect_from_outside(wanted, run)
-    asked = (wanted.situation, wanted.phase, wanted.quarantine, wanted.put_off, wanted.says)
+    asked = (wanted.situation, wanted.phase, wanted.quarantine, wanted.put_off, wanted.says, wanted.reason)
     if any(item is not None for item in asked):
         _expect_status(wanted, run)
-    if wanted.reason is not None:
-        _expect_reason(wanted.reason, run)
     if wanted.history is not None:
         _find(run, "history", wanted.history, _ask(run, "history").text)
     if wanted.explain is not None:
@@ -78,13 +76,9 @@ def _expect_status(wanted: Expect, run: Run) -> None:
             run.check(what, versions, found, versions == found)
     if wanted.says is not None:
         _find(run, "status says", wanted.says, done.text)
-
-
-def _expect_reason(pattern: str, run: Run) -> None:
-    status = node.Status(_ask(run, "status").document)
-    records = status.document.get("quarantine") or []
-    found = [f"{r.get('stage')}/{r.get('cause')}: {r.get('sentence')}" for r in records]
-    run.check("reason", pattern, found, any(re.search(pattern, text) for text in found))
+    if wanted.reason is not None:
+        pattern = re.compile(wanted.reason)
+        run.check("reason", wanted.reason, status.reasons, any(pattern.search(text) for text in status.reasons))
 
 
 def boot_matches(pattern: SeenBoot, boot: Boot, versions: dict[int, str]) -> bool:

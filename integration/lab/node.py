@@ -76,9 +76,13 @@ class Status:
     def _quarantine(self) -> list[Mapping[str, Any]]:
         return list(self.document.get("quarantine") or [])
 
-    def about(self, version: str) -> Mapping[str, Any]:
-        """Return the quarantine record of a version, or an empty one."""
-        return next((item for item in self._quarantine() if item["version"] == version), {})
+    @property
+    def reasons(self) -> list[str]:
+        """Return why each release of the quarantine is there: `stage/cause: sentence (checks)`."""
+        return [
+            f"{item.get('stage')}/{item.get('cause')}: {item.get('sentence')} ({', '.join(item.get('checks') or [])})"
+            for item in self._quarantine()
+        ]
 
 
 def offline(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from integration.lab.boots import Observer
 from integration.lab.disk import Disk
 from integration.lab.emulator import Given, network_address
 from integration.lab.machine import Machine
+from integration.lab.patience import slowness
 from integration.lab.report import Held
 from integration.lab.scenario import Fault, Scenario
 from integration.lab.serial import Mark
@@ -20,6 +22,8 @@ from integration.lab.stock import Stock
 from integration.lab.timeline import Boot
 from updater.errors import UpdaterError
 
+# Below the five minutes after which PID 1 of a lab image gives up by itself, which is another failure to tell of.
+_MOST_DEADLINE_S = 240
 _CONFIG_PATH = "/etc/acl-updater/config.d/90-lab.yaml"
 
 
@@ -71,9 +75,16 @@ class Run:
     def give(self) -> None:
         """Hand the next boots their faults, parameters, drop-ins and configuration, from outside."""
         faults = tuple(f"acl.lab.fault={self.version(f.release)}:{f.name}" for f in self.faults)
-        drop_ins = {f"systemd.unit-dropin.{unit}": text for unit, text in self.scenario.units.items()}
-        credentials = {"tmpfiles.extra": tmpfiles_line(self.node_config(network_address())), **drop_ins}
-        self.machine.given = Given((*self.scenario.kernel, *faults), credentials)
+        pace = slowness()
+        drop_ins = {f"systemd.unit-dropin.{unit}": paced(text, pace) for unit, text in self.scenario.units.items()}
+        config = self.node_config(network_address())
+        health = config.get("health", {})
+        if "deadline_s" in health:
+            grown = min(_MOST_DEADLINE_S, health["deadline_s"] * pace)
+            config["health"] = {**health, "deadline_s": max(health["deadline_s"], round(grown))}
+        credentials = {"tmpfiles.extra": tmpfiles_line(config), **drop_ins}
+        kernel = (paced(parameter, pace) for parameter in self.scenario.kernel)
+        self.machine.given = Given((*kernel, *faults), credentials)
 
     def node_config(self, host: str) -> dict[str, Any]:
         """Return the configuration of the node, which reaches the server at `host`."""
@@ -100,6 +111,11 @@ class Run:
                 mend="see the hooks of the reference image and the serial logs",
                 reason="fault-not-injected",
             )
+
+
+def paced(text: str, pace: float) -> str:
+    """Return text in which `@20` has become what 20 s of a quiet machine are on this one now."""
+    return re.sub(r"@(\d+)", lambda match: str(round(int(match.group(1)) * pace)), text)
 
 
 def tmpfiles_line(config: Mapping[str, Any]) -> str:

@@ -288,7 +288,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A whole scenario.
 
     `config` goes over the node's configuration; `kernel` are parameters for every boot; `units` are drop-ins for
-    systemd units, by unit name, for the initrd and the system: shorter deadlines, mostly.
+    systemd units, by unit name, for the initrd and the system: shorter deadlines, mostly. On a busy machine the health
+    check's deadline grows by itself; in `kernel` and `units`, `@20` stands for 20 seconds that grow likewise.
     """
 
     name: Name
