@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,22 +120,15 @@ def _make(folder: Path, script: Path) -> None:
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
         **proxy_environment(),
     }
-    run(
-        [
-            *as_root(),
-            "env",
-            *(f"{name}={value}" for name, value in settings.items()),
-            "unshare",
-            "--mount",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "bash",
-            script,
-        ],
-        timeout_s=3600,
-    )
-    run([*as_root(), "rm", "-rf", "--one-file-system", work])
+    given = work / "settings"
+    given.write_text("".join(f"{name}={shlex.quote(str(value))}\n" for name, value in settings.items()))
+    log.info("base tree: building Debian %s, its kernel and its initrd (a minute or two)", SUITE)
+    try:
+        run(
+            [*as_root(), "unshare", "--mount", "--pid", "--fork", "--kill-child", "bash", script, given], timeout_s=3600
+        )
+    finally:
+        run([*as_root(), "rm", "-rf", "--one-file-system", work, root])
 
 
 def as_root() -> list[str]:

@@ -1,7 +1,11 @@
 #!/bin/bash
 # Builds the Debian part of the reference root as root, inside a mount and PID namespace of its own.
-# The caller gives everything by environment: see integration/images/base.py.
+# The first argument is a file of settings: see integration/images/base.py.
 set -euo pipefail
+set -a
+# shellcheck source=/dev/null
+. "$1"
+set +a
 
 say() { printf 'base tree: %s\n' "$*" >&2; }
 
@@ -89,6 +93,6 @@ say "packing"
 tar --create --file "$OUT/base.tar" --sort=name --format=pax --numeric-owner --xattrs --xattrs-include='security.*' \
     --pax-option='exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime' --mtime="@$EPOCH" --clamp-mtime \
     --exclude='./lost+found' .
-chown -R "$OWNER" "$OUT"
 cd /
 rm -rf --one-file-system "$ROOT"
+chown -R "$OWNER" "$OUT"

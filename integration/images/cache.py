@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from updater.errors import EnvironmentFailure
+
 log = logging.getLogger(__name__)
 
 _KEEP_UNUSED_S = 30 * 24 * 3600
@@ -71,9 +73,16 @@ def locked(path: Path) -> Iterator[None]:
 
 def remove_tree(path: Path) -> None:
     """Remove a folder, also one whose subfolders are read-only."""
-    for folder, _, _ in os.walk(path):
-        Path(folder).chmod(0o700)
-    shutil.rmtree(path)
+    try:
+        for folder, _, _ in os.walk(path):
+            Path(folder).chmod(0o700)
+        shutil.rmtree(path)
+    except PermissionError as error:
+        raise EnvironmentFailure(
+            f"{path} is left over from a build as root, and cannot be removed",
+            mend=f"run: sudo rm -rf --one-file-system {path}",
+            reason="cache-leftover",
+        ) from error
 
 
 def _forget_unused(home: Path, keep: str) -> None:
