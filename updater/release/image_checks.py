@@ -50,7 +50,7 @@ def require_sound(findings: list[Finding], what: str) -> None:
         listed = "\n  ".join(map(str, findings))
         raise Refused(
             f"{what} lacks {len(findings)} of the things that a failed boot ends by:\n  {listed}\n",
-            mend="mend the tree, or install the updater's units and preset into it (docs/operations.md)",
+            mend="mend the tree, or install the updater's units and preset into it (docs/images.md)",
             reason="image-unsafe",
         )
 
