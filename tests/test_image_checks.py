@@ -79,6 +79,10 @@ BROKEN: dict[str, tuple[Callable[[Tree], None], str]] = {
         replace(COMPLETE, "JobTimeoutAction=reboot-force", "JobTimeoutAction=none"),
         "no consequence",
     ),
+    "PID 1 is faster than the verdict": (
+        lay("usr/lib/acl-updater/config.yaml", "format: 1\nhealth: {deadline_s: 880}\n"),
+        "before the verdict",
+    ),
     "nobody pulls in boot-complete.target": (
         drop(f"{UNITS}/multi-user.target.d/50-acl-updater.conf"),
         "nothing counts the time",

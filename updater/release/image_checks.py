@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from updater.config import parse_config
 from updater.errors import Refused
 from updater.release.root_tree import RootTree, read_text, resolve
 from updater.release.unit_files import Units, parse_settings, time_span_s
@@ -24,6 +25,8 @@ _REBOOTS = ("reboot", "reboot-force", "reboot-immediate")
 _WATCHDOG_DRIVERS = ("i6300esb", "iTCO_wdt", "sp5100_tco", "softdog", "wdat_wdt", "hpwdt", "ipmi_watchdog")
 _CONFIGURATION = ("etc/systemd", "usr/lib/systemd")
 _LEAST_WATCHDOG_S = 30.0
+_VENDOR_CONFIG = "usr/lib/acl-updater/config.yaml"
+_VERDICT_TAKES_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,18 @@ def _boot_deadline(tree: RootTree, units: Units) -> Iterator[Finding]:
             f"/usr/lib/systemd/system/{DEADLINE}",
             "PID 1's second deadline is not enabled",
             f"enable it: systemctl --root=… enable {DEADLINE}",
+        )
+
+
+def _verdict_comes_first(tree: RootTree, units: Units) -> Iterator[Finding]:
+    limit_s = time_span_s(_last(units.settings(COMPLETE).get(("Unit", "JobTimeoutSec"))))
+    text = read_text(tree, _VENDOR_CONFIG)
+    deadline_s = parse_config([(_VENDOR_CONFIG, text.encode())] if text else []).health.deadline_s
+    if 0 < limit_s < deadline_s + _VERDICT_TAKES_S:
+        yield Finding(
+            f"/{_VENDOR_CONFIG}",
+            f"health.deadline_s is {deadline_s:g}, but PID 1 ends the boot after {limit_s:g} s, before the verdict",
+            f"set health.deadline_s to at most {max(10, limit_s - _VERDICT_TAKES_S):g}, or JobTimeoutSec= higher",
         )
 
 
@@ -180,6 +195,7 @@ def _last(values: object) -> str:
 _CHECKS: tuple[Callable[[RootTree, Units], Iterator[Finding]], ...] = (
     _masks,
     _boot_deadline,
+    _verdict_comes_first,
     _health,
     _manager,
     _watchdog_stays,
