@@ -88,13 +88,20 @@ def _(action: Offline, run: Run) -> None:
 
 @perform.register
 def _(action: InGuest, run: Run) -> None:
-    ran = run.machine.guest("sh", "-c", action.run, budget_s=action.timeout_s)
-    text = f"{ran.stdout}\n{ran.stderr}"
+    patience = Patience(action.timeout_s)
+    while True:
+        ran = run.machine.guest("sh", "-c", action.run, budget_s=action.timeout_s)
+        text = f"{ran.stdout}\n{ran.stderr}"
+        exits = action.exit is None or ran.exit_code == action.exit
+        prints = action.output is None or _finds(action.output, text)
+        if (exits and prints) or not action.repeat or patience.is_over:
+            break
+        run.machine.pause(1.0)
     if action.exit is not None:
-        run.check(f"exit code of `{action.run}`", action.exit, f"{ran.exit_code} {ran.stderr[-300:]}".strip(),
-                  ran.exit_code == action.exit)  # fmt: skip
+        found = f"{ran.exit_code} {ran.stderr[-300:]}".strip()
+        run.check(f"exit code of `{action.run}`", action.exit, found, exits)
     if action.output is not None:
-        run.check(f"output of `{action.run}`", action.output, text.strip()[-500:], _finds(action.output, text))
+        run.check(f"output of `{action.run}`", action.output, text.strip()[-500:], prints)
 
 
 @perform.register

@@ -103,11 +103,12 @@ class Wait(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class InGuest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Run a shell command in the guest by the lab's agent."""
+    """Run a shell command in the guest by the lab's agent; with `repeat`, again until it does what is expected."""
 
     run: Text
     exit: int | None = 0
     output: Text | None = None
+    repeat: bool = False
     timeout_s: Seconds = 120.0
 
     def __post_init__(self) -> None:
