@@ -86,5 +86,10 @@ def test_phases_follow_one_another_without_gaps() -> None:
     assert (spans[0].from_s, spans[-1].to_s) == (0.0, 31.0)
 
 
+def test_a_verdict_ends_the_trial() -> None:
+    spans = spans_of(UP, 31.0, trial=True, verdict=(Phase.UP, 25.0))
+    assert [(span.phase, span.to_s) for span in spans[-2:]] == [(Phase.TRIAL, 25.0), (Phase.UP, 31.0)]
+
+
 def test_a_boot_that_never_reached_its_kernel_has_its_first_phases_only() -> None:
     assert [span.phase for span in spans_of(KERNEL[:1], 6.0, trial=True)] == [Phase.FIRMWARE, Phase.LOADER]

@@ -49,6 +49,7 @@ class _Running:
     watchdog: bool = False
     text: str = ""
     was_proven: bool = False
+    verdict_s: float | None = None
 
 
 # What a person who watches the terminal wants to read; the rest is in the serial log.
@@ -222,10 +223,13 @@ class Observer:
             entry_after=entry_after,
             was_proven=now.was_proven,
         )
+        if now.verdict_s is None and outcome in (Outcome.COMMITTED, Outcome.ROLLED_BACK):
+            now.verdict_s = seconds
         counted = now.entry is not None and now.entry.tries_left is not None
-        spans = list(spans_of(now.console.sightings, seconds, trial=counted and not now.was_proven))
-        if spans and spans[-1].phase is Phase.TRIAL and outcome is Outcome.HEALTHY:
-            spans[-1] = type(spans[-1])(Phase.UP, spans[-1].from_s, spans[-1].to_s)
+        trial = counted and not now.was_proven
+        verdict = None
+        if trial and now.verdict_s is not None:
+            verdict = (Phase.UP if outcome is Outcome.COMMITTED else Phase.VERDICT, now.verdict_s)
         return Boot(
             n=now.n,
             slot=now.slot,
@@ -233,7 +237,7 @@ class Observer:
             outcome=outcome,
             seconds=round(seconds, 1),
             started_s=round(now.started_s, 3),
-            spans=tuple(spans),
+            spans=spans_of(now.console.sightings, seconds, trial=trial, verdict=verdict),
             sightings=tuple(now.console.sightings),
             ending=ending,
             entry=now.entry.file if now.entry else None,

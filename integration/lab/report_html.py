@@ -17,12 +17,12 @@ _STYLE = """
   --bg:#f6f7f9; --card:#fff; --ink:#1b2330; --soft:#5d6979; --line:#dfe4ea; --good:#1a7f4b; --good-bg:#dcf5e7;
   --bad:#b3261e; --bad-bg:#fde7e5; --calm:#7a5c00; --calm-bg:#fdf1cf; --a:#2f6fde; --b:#b4540a; --a-bg:#e3edfd;
   --b-bg:#fdeadb; --firmware:#9aa5b4; --loader:#7c8a9d; --kernel:#7aa6e8; --initrd:#6bb7c4; --userspace:#86c38a;
-  --trial:#e0b13c; --up:#3f9d62; }
+  --trial:#e0b13c; --verdict:#c2503f; --up:#3f9d62; }
 @media (prefers-color-scheme: dark) { :root {
   --bg:#12161c; --card:#1a2029; --ink:#e6ebf2; --soft:#98a4b5; --line:#2c3542; --good:#63d297; --good-bg:#163a28;
   --bad:#ff8a80; --bad-bg:#44211f; --calm:#f0cd6b; --calm-bg:#3c3214; --a:#84b1ff; --b:#ffb074; --a-bg:#1c2f50;
   --b-bg:#472b15; --firmware:#66717f; --loader:#556170; --kernel:#42699f; --initrd:#3a7f8b; --userspace:#4b8250;
-  --trial:#a97f1b; --up:#2f8550; } }
+  --trial:#a97f1b; --verdict:#a5473a; --up:#2f8550; } }
 * { box-sizing:border-box }
 body { margin:0; background:var(--bg); color:var(--ink); font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif }
 main { max-width:1120px; margin:0 auto; padding:32px 20px 64px }

@@ -50,6 +50,7 @@ class Phase(Enum):
     INITRD = "initrd"
     USERSPACE = "userspace"
     TRIAL = "trial"
+    VERDICT = "verdict"
     UP = "up"
 
 
@@ -103,8 +104,13 @@ def slot_of(root_hash: str | None, slots: Mapping[str, str]) -> str | None:
     return slots.get(root_hash[:32]) if root_hash else None
 
 
-def spans_of(sightings: Sequence[Sighting], end_s: float, *, trial: bool) -> tuple[Span, ...]:
-    """Cut a boot into phases at the marks that begin them; a mark that was missed leaves its phase out."""
+def spans_of(
+    sightings: Sequence[Sighting], end_s: float, *, trial: bool, verdict: tuple[Phase, float] | None = None
+) -> tuple[Span, ...]:
+    """Cut a boot into phases at the marks that begin them; a mark that was missed leaves its phase out.
+
+    `verdict` is the phase that a trial's verdict began, and when.
+    """
     starts: list[tuple[Phase, float]] = [(Phase.FIRMWARE, 0.0)]
     last = Phase.TRIAL if trial else Phase.UP
     for phase, marks in (
@@ -118,6 +124,8 @@ def spans_of(sightings: Sequence[Sighting], end_s: float, *, trial: bool) -> tup
         seen = [sighting.at_s for sighting in sightings if sighting.mark in marks]
         if seen and min(seen) >= starts[-1][1]:
             starts.append((phase, min(seen)))
+    if verdict is not None and verdict[1] >= starts[-1][1]:
+        starts.append(verdict)
     ends = [at for _, at in starts[1:]] + [max(end_s, starts[-1][1])]
     return tuple(Span(phase, at, to) for (phase, at), to in zip(starts, ends, strict=True) if to >= at)
 
