@@ -1,0 +1,86 @@
+"""The lab's own look at a disk: independent of the code under test, and of any mount."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from integration.lab.fat import FatReader, Torn
+from updater.fatimage import FatImage
+from updater.run import run, search_path
+
+OFFSET = 1 << 20
+MISSING = [tool for tool in ("mkfs.vfat", "mcopy") if shutil.which(tool, path=search_path()) is None]
+needs_tools = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {MISSING}")
+
+
+def blank(path: Path, bits: int, megabytes: int) -> Path:
+    with path.open("wb") as file:
+        file.truncate(OFFSET + (megabytes << 20))
+    sectors = str((megabytes << 20) // 1024)
+    run(["mkfs.vfat", "-F", str(bits), "-s", "1", f"--offset={OFFSET // 512}", path, sectors])
+    return path
+
+
+@needs_tools
+@pytest.mark.parametrize(("bits", "megabytes"), [(16, 8), (32, 64)])
+def test_names_and_bytes_are_those_that_were_written(tmp_path: Path, bits: int, megabytes: int) -> None:
+    image = blank(tmp_path / "disk", bits, megabytes)
+    written = FatImage(image, offset_bytes=OFFSET, length_bytes=megabytes << 20)
+    large = os.urandom(300_001)
+    written.write_new("EFI/acl/b.efi", [large])
+    written.replace("loader/entries/b+3-0.conf", b"title one\n")
+    written.replace("loader/entries/a-long-name-of-somebody-else.conf", b"title two\n")
+    written.remove("loader/entries/b+3-0.conf")
+    written.replace("loader/entries/b+2-1.conf", b"title three\n")
+    esp = FatReader(image, OFFSET)
+    assert sorted(esp.names("loader/entries")) == ["a-long-name-of-somebody-else.conf", "b+2-1.conf"]
+    assert esp.read("EFI/ACL/B.EFI") == large
+    assert esp.read("loader/entries/b+2-1.conf") == b"title three\n"
+    assert esp.read("loader/entries/b+3-0.conf") is None
+    assert esp.names("no/such/folder") == []
+
+
+@needs_tools
+def test_a_byte_of_a_file_is_found_on_the_disk(tmp_path: Path) -> None:
+    image = blank(tmp_path / "disk", 16, 8)
+    content = os.urandom(5000)
+    FatImage(image, offset_bytes=OFFSET, length_bytes=8 << 20).write_new("one.bin", [content])
+    esp = FatReader(image, OFFSET)
+    for at in (0, 511, 512, 4999):
+        offset = esp.offset_of("one.bin", at)
+        assert offset is not None
+        assert image.read_bytes()[offset] == content[at]
+    assert esp.offset_of("one.bin", 5000) is None
+
+
+def test_what_is_no_fat_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "zeros"
+    path.write_bytes(bytes(1 << 16))
+    with pytest.raises(Torn, match="no FAT boot sector"):
+        FatReader(path, 0)
+
+
+@needs_tools
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(min_value=0, max_value=(8 << 20) - 64), st.binary(min_size=1, max_size=64))
+def test_a_torn_file_system_is_never_more_than_a_value_error(tmp_path: Path, at: int, noise: bytes) -> None:
+    image = tmp_path / "disk"
+    if not image.exists():
+        blank(image, 16, 8)
+        written = FatImage(image, offset_bytes=OFFSET, length_bytes=8 << 20)
+        written.replace("loader/entries/a.conf", b"title one\n")
+    with image.open("r+b") as file:
+        file.seek(OFFSET + at)
+        file.write(noise)
+    try:
+        esp = FatReader(image, OFFSET)
+        esp.names("loader/entries")
+        esp.read("loader/entries/a.conf")
+    except ValueError:
+        pass
