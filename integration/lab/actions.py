@@ -173,6 +173,7 @@ def _(action: Fill, run: Run) -> None:
 @perform.register
 def _(action: Serve, run: Run) -> None:
     broken = ServerFault(action.kind, action.paths, action.after_bytes, action.status)
+    run.server_broken |= action.kind != "works"
     run.server.break_with(None if action.kind == "works" else broken)
 
 

@@ -52,6 +52,7 @@ class Run:
     asked: list[Fault] = field(default_factory=list)
     held: list[Held] = field(default_factory=list)
     boots_expected: int = 0
+    server_broken: bool = False
     digests: dict[str, str] = field(default_factory=dict)
 
     def check(self, what: str, expected: object, found: object, ok: bool) -> None:
@@ -97,7 +98,11 @@ class Run:
         return path
 
     def require_injection(self) -> None:
-        """Raise NotInjected for a fault that no boot was seen to obey."""
+        """Raise NotInjected for a fault that no boot was seen to obey, or a broken server that nobody noticed."""
+        if self.server_broken and not self.server.fault_hits:
+            raise NotInjected(
+                "no request met the server's fault", mend="mend `paths` and `after_bytes`", reason="fault-not-injected"
+            )
         for fault in self.asked:
             version = self.version(fault.release)
             given = f"{version}:{fault.name}"

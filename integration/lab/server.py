@@ -53,6 +53,7 @@ class LabServer:
         self._fault: ServerFault | None = None
         self._bytes = 0
         self._mark = 0
+        self.fault_hits = 0
         self._closing = threading.Event()
         self.served: list[Served] = []
         self.on_bytes: list[Callable[[int], None]] = []
@@ -115,6 +116,7 @@ class LabServer:
         fault = self._fault
         if fault is None or not fnmatch.fnmatch(path, fault.paths) or self.bytes_since_mark < fault.after_bytes:
             return None
+        self.fault_hits += 1
         return fault
 
     def count(self, length: int) -> None:
