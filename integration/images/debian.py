@@ -16,8 +16,6 @@ from updater.run import find_tool, run
 log = logging.getLogger(__name__)
 
 ARCHITECTURE = "amd64"
-# What `make setup` asks the host's apt for. Everything else comes out of the tool tree.
-HOST_PACKAGES = ("debootstrap", "debian-archive-keyring", "ca-certificates", "dpkg", "tar", "zstd")
 _DOWNLOAD_S = 1800.0
 
 

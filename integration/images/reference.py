@@ -49,8 +49,6 @@ _MASKED = (
     "systemd-user-sessions.service",
 )
 _FAULT_GENERATOR = "usr/lib/systemd/system-generators/acl-lab-faults"
-# Sooner than in production, and still late on a busy machine.
-_LAB_COMMAND_LINE = ("systemd.default_device_timeout_sec=30",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +91,9 @@ def build(spec: ReleaseSpec, out: Path, ingredients: ReferenceImages | None = No
     out.mkdir(parents=True, exist_ok=True)
     layers: list[Layer] = [read_files(_HERE / "vendor/root"), _vendor_links(), product_layer(parts.tools)]
     initrd = read_files(_HERE / "vendor/initrd")
-    panic_s, command_line = 10, list(_COMMAND_LINE)
+    panic_s = 10
     if spec.lab:
-        panic_s, command_line = 1, [*_COMMAND_LINE, *_LAB_COMMAND_LINE]
+        panic_s = 1
         mark = {"usr/lib/acl-lab/release": TreeFile(f"{spec.version}\n".encode())}
         lab = read_files(_HERE / "lab/root")
         layers += [lab, mark]
@@ -119,7 +117,7 @@ def build(spec: ReleaseSpec, out: Path, ingredients: ReferenceImages | None = No
                 out=out,
                 panic_s=panic_s,
                 security_epoch=spec.security_epoch,
-                command_line=command_line,
+                command_line=_COMMAND_LINE,
                 stub=parts.tools.stub,
                 signing=spec.signing,
                 checked=spec.checked,
