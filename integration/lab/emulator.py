@@ -70,7 +70,7 @@ def smbios_strings(given: Given) -> list[str]:
 def command(
     emulator: Emulator, hardware: Hardware, given: Given, wires: Wires, *, disk: Path, variables: Path
 ) -> list[str]:
-    """Return the argv that boots `disk` once; QEMU ends when the guest resets, so that each boot is one process."""
+    """Return the argv that boots `disk`; the machine pauses when the guest resets or powers off."""
     argv = [
         # The kernel kills QEMU when the thread that started it is gone, whatever killed that thread.
         *("setpriv", "--pdeathsig", "KILL", "--"),
@@ -93,7 +93,7 @@ def command(
         *("-chardev", f"socket,id=qmp,fd={wires.qmp}", "-mon", "chardev=qmp,mode=control"),
         *("-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,fd={wires.agent}"),
         *("-device", f"virtserialport,chardev=agent,name={AGENT_PORT}"),
-        *("-action", "reboot=shutdown,shutdown=poweroff,panic=none,watchdog=reset"),
+        *("-action", "reboot=shutdown,shutdown=pause,panic=none,watchdog=reset"),
     ]
     if hardware.watchdog:
         argv += ["-device", "i6300esb"]

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import selectors
 import shutil
-import signal
-import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -18,9 +12,9 @@ from typing import Any, Self, TypeVar
 
 from integration.lab.agent import AgentTalk, Ran, ran, run_request
 from integration.lab.boots import Observer
-from integration.lab.emulator import Emulator, Given, Hardware, Wires, command
+from integration.lab.emulator import Emulator, Given, Hardware, command
 from integration.lab.patience import Patience
-from integration.lab.qmp import QmpTalk, ask
+from integration.lab.session import Session, Wire
 from integration.lab.timeline import Boot, Ending
 from updater.errors import EnvironmentFailure
 
@@ -36,9 +30,9 @@ class LabTimeout(EnvironmentFailure):
 class Machine:
     """One machine in QEMU that keeps its disk and variable store over any number of boots.
 
-    A guest's reset ends its QEMU and the next boot is a new one, so that every boot has its own serial log, what it
-    was given can change from boot to boot, and the disk between two boots is at rest when it is looked at. A power
-    cut is a SIGKILL. Use it as a context manager: leaving it leaves no process behind.
+    A guest's reset pauses the machine, so that every boot has its own serial log, and the disk between two boots is
+    at rest when it is looked at; where what it is given has changed meanwhile, the next boot is another QEMU. A
+    power cut is a SIGKILL. Use it as a context manager: leaving it leaves no process behind.
     """
 
     def __init__(
@@ -64,10 +58,7 @@ class Machine:
             shutil.copyfile(emulator.firmware_variables, self.variables)
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._wires: tuple[socket.socket, socket.socket] | None = None  # agent, QMP
-        self._agent = AgentTalk()
-        self._qmp = QmpTalk()
+        self._session: Session | None = None
         self._number = 0
         self._cut_because: str | None = None
         self._stop = False
@@ -116,7 +107,9 @@ class Machine:
         if self.agent_is_up:
             self.guest_begin("systemctl", "poweroff", "--no-block")
         else:
-            self._ask("system_powerdown")
+            with self._changed:
+                if self._session is not None:
+                    self._session.ask("system_powerdown")
         self.wait(lambda: not self.is_on or None, "the guest to power off", budget_s=budget_s)
 
     def close(self) -> None:
@@ -145,9 +138,8 @@ class Machine:
             return left
 
     def _kill(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        if self._session is not None:
+            self._session.kill()
 
     # -- waiting -------------------------------------------------------------------------------------------------
 
@@ -193,54 +185,41 @@ class Machine:
     @property
     def agent_is_up(self) -> bool:
         """Tell whether the guest's agent greeted in this boot."""
-        return self._agent.greeted
+        return self._session is not None and self._session.agent.greeted
 
     def guest(self, *argv: str, stdin: str = "", budget_s: float = 120) -> Ran:
         """Run a command in the guest to its end; raise LabTimeout when the guest dies or takes too long."""
         talk, number = self.guest_begin(*argv, stdin=stdin, budget_s=budget_s)
         what = f"`{' '.join(argv)}` in the guest"
-        answer = self.wait(
-            lambda: talk.answers.pop(number, None) or ({} if talk is not self._agent else None),
-            what,
-            budget_s=budget_s,
-            while_on=True,
-        )
-        if not answer:
+
+        def answer() -> dict[str, Any] | None:
+            gone = self._session is None or self._session.agent is not talk
+            return talk.answers.pop(number, None) or ({} if gone else None)
+
+        answered = self.wait(answer, what, budget_s=budget_s, while_on=True)
+        if not answered:
             raise LabTimeout(f"the guest rebooted during {what}", mend="see its serial log", reason="guest-rebooted")
-        return ran(list(argv), answer)
+        return ran(list(argv), answered)
 
     def guest_begin(self, *argv: str, stdin: str = "", budget_s: float = 120) -> tuple[AgentTalk, int]:
         """Start a command in the guest and return at once; nobody need wait for its answer."""
         self.wait(lambda: self.agent_is_up or None, "the guest's agent", budget_s=budget_s, while_on=True)
         with self._changed:
+            session = self._session
             self._number += 1
-            number, talk, wires = self._number, self._agent, self._wires
-        if wires is None:
+            number = self._number
+        if session is None:
             raise LabTimeout("the machine is off", mend="power it on first", reason="machine-off")
+        talk = session.agent
         # The guest's clock runs on a machine as busy as ours: its limit is generous, ours decides.
-        wires[0].sendall(run_request(number, list(argv), stdin=stdin, timeout_s=budget_s * 8))
+        session.tell_agent(run_request(number, list(argv), stdin=stdin, timeout_s=budget_s * 8))
         return talk, number
-
-    def _ask(self, name: str, **arguments: Any) -> None:
-        with self._changed:
-            self._number += 1
-            number, talk, wires = self._number, self._qmp, self._wires
-        if wires is None:
-            return
-        wires[1].sendall(ask(name, number, **arguments))
-        self.wait(lambda: talk.answers.pop(number, None), f"QEMU to do {name}", budget_s=30, while_on=True)
 
     # -- the watching thread -------------------------------------------------------------------------------------
 
     def _live(self) -> None:
         try:
-            while not self._stop:
-                ending = self._boot_once()
-                if ending not in (Ending.RESET, Ending.WATCHDOG):
-                    return
-                if len(self.observer.boots) >= self.most_boots:
-                    self.observer.note("lab", f"gave up after {self.most_boots} boots")
-                    return
+            self._boot_on()
         except BaseException as error:
             self._failure = error
         finally:
@@ -248,114 +227,119 @@ class Machine:
                 self._kill()
                 self._changed.notify_all()
 
-    def _boot_once(self) -> Ending:
-        with self._changed:
-            if self._stop:
-                return Ending.POWER_CUT
-            self.observer.begin(self.given)
-        shutdown, said = self._emulate()
-        for _ in range(_LOCK_TRIES):
-            # The kernel may drop the lock of a QEMU that has just ended a little after it was reaped.
-            if self._stop or shutdown is not None or "lock" not in said:
-                break
-            time.sleep(0.1)
-            shutdown, said = self._emulate()
-        ending = self._ending(shutdown, said)
-        with self._changed:
-            self.observer.end(ending)
-            self._changed.notify_all()
-        return ending
-
-    def _emulate(self) -> tuple[str | None, str]:
-        """Run QEMU to its end; return the guest's reason for it, if there was one, and what QEMU itself said."""
-        console, console_end = os.pipe()
-        pairs = [socket.socketpair() for _ in range(2)]
-        ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        wires = Wires(*(end.fileno() for end in theirs))
-        argv = command(self.emulator, self.hardware, self.given, wires, disk=self.disk, variables=self.variables)
-        with self._changed:
-            self._agent, self._qmp = AgentTalk(), QmpTalk()
-            self._wires = (ours[0], ours[1])
-            self._process = process = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=console_end,
-                stderr=subprocess.PIPE,
-                pass_fds=(wires.agent, wires.qmp),
-                start_new_session=True,
-            )
-            if self._stop:
-                self._kill()
-        os.close(console_end)
-        for end in theirs:
-            end.close()
-        said = b""
-        try:
-            with contextlib.suppress(OSError):
-                ours[1].sendall(ask("qmp_capabilities", 0))
-            shutdown = self._watch(console, ours)
-        finally:
-            self._kill()
-            if process.stderr is not None:
-                said = process.stderr.read()
-                process.stderr.close()
-            process.wait()
+    def _boot_on(self) -> None:
+        """Boot until the power goes; a reset with other things given needs another QEMU."""
+        again = True
+        while again and not self._stop:
             with self._changed:
-                self._wires = None
-            os.close(console)
-            for end in ours:
-                end.close()
-        return shutdown, said.decode("utf-8", "replace")
+                self.observer.begin(self.given)
+            for _ in range(_LOCK_TRIES):
+                said, again = self._in_one_session()
+                # The kernel may drop the lock of a QEMU that has just ended a little after it was reaped.
+                if "lock" not in said or self._stop:
+                    break
+                time.sleep(0.1)
+            else:
+                raise EnvironmentFailure(
+                    f"QEMU did not start: {said.strip()[-400:]}", mend="see who uses the disk", reason="emulator-failed"
+                )
 
-    def _ending(self, shutdown: str | None, said: str) -> Ending:
-        if self._cut_because is not None:
-            self.observer.note("power cut", self._cut_because)
-            return Ending.POWER_CUT
-        if shutdown in ("guest-reset", "subsystem-reset", "host-qmp-system-reset"):
-            return Ending.WATCHDOG if self.observer.saw_watchdog else Ending.RESET
-        if shutdown is not None:
-            return Ending.POWER_OFF
-        if not self._stop:
-            self._failure = EnvironmentFailure(
-                f"QEMU ended without a reason: {said.strip()[-400:] or 'it said nothing'}",
-                mend="see the words of QEMU itself",
-                reason="emulator-failed",
+    def _in_one_session(self) -> tuple[str, bool]:
+        """Follow one QEMU over its boots; return what it said of itself, and whether the machine boots again."""
+        given = self.given
+        with self._changed:
+            self._session = session = Session(
+                lambda wires: command(
+                    self.emulator, self.hardware, given, wires, disk=self.disk, variables=self.variables
+                ),
+                given,
             )
-            return Ending.CRASH
-        return Ending.STILL_ON
-
-    def _watch(self, console: int, ours: list[socket.socket]) -> str | None:
+            if self._stop:
+                session.kill()
         shutdown: str | None = None
-        # The console first: what the guest printed before it reset belongs before the event that says so.
-        ends = [console, *(end.fileno() for end in ours)]
-        with selectors.DefaultSelector() as selector:
-            for end in ends:
-                selector.register(end, selectors.EVENT_READ)
-            while selector.get_map():
-                # A trigger that looks at the disk must see the window between two flushes of a slow guest.
-                ready = {key.fd for key, _ in selector.select(0.002 if self._triggers else 0.5)}
-                for end in [end for end in ends if end in ready]:
-                    data = _received(end)
-                    with self._changed:
-                        if not data:
-                            selector.unregister(end)
-                        elif end == ends[0]:
-                            self.observer.serial(data)
-                        elif end == ends[1]:
-                            self._agent.feed(data)
-                        else:
-                            shutdown = self._heard(data) or shutdown
-                        self._changed.notify_all()
-                self._pull_triggers()
-        return shutdown
+        again = False
+        try:
+            while True:
+                shutdown = self._follow(session)
+                if shutdown is None or self._cut_because is not None:
+                    break
+                ending = self._ending_of(shutdown)
+                again = ending in (Ending.RESET, Ending.WATCHDOG)
+                self._ended(ending)
+                if not again or self._stop or self.given is not given or self._has_enough():
+                    break
+                with self._changed:
+                    self.observer.begin(given)
+                session.reset()
+        finally:
+            with self._changed:
+                self._session = None
+            said = session.close()
+        if shutdown is None or self._cut_because is not None:
+            again = self._ended_without_reason(said)
+        return ("" if shutdown is not None else said), again and not self._has_enough()
 
-    def _heard(self, data: bytes) -> str | None:
+    def _follow(self, session: Session) -> str | None:
+        """Watch one boot; return the guest's reason for its end, or None when QEMU is gone."""
+        while not session.has_ended:
+            # A trigger that looks at the disk must see the window between two flushes of a slow guest.
+            found = session.read(0.002 if self._triggers else 0.5)
+            shutdown = None
+            with self._changed:
+                for wire, data in found:
+                    if wire is Wire.CONSOLE:
+                        self.observer.serial(data)
+                    elif wire is Wire.AGENT:
+                        session.agent.feed(data)
+                    else:
+                        shutdown = self._heard(session, data) or shutdown
+                self._changed.notify_all()
+            if shutdown is not None:
+                return shutdown
+            self._pull_triggers()
+        return None
+
+    def _heard(self, session: Session, data: bytes) -> str | None:
         shutdown = None
-        for event in self._qmp.feed(data):
+        for event in session.monitor.feed(data):
             self.observer.event(event)
             if event.name == "SHUTDOWN":
                 shutdown = str(event.about.get("reason"))
         return shutdown
+
+    def _ending_of(self, shutdown: str) -> Ending:
+        if shutdown in ("guest-reset", "subsystem-reset"):
+            return Ending.WATCHDOG if self.observer.saw_watchdog else Ending.RESET
+        return Ending.POWER_OFF
+
+    def _ended(self, ending: Ending) -> None:
+        with self._changed:
+            self.observer.end(ending)
+            self._changed.notify_all()
+
+    def _ended_without_reason(self, said: str) -> bool:
+        """Record the end of a QEMU that was killed or fell over; return whether it is worth another try."""
+        if self._cut_because is not None:
+            self.observer.note("power cut", self._cut_because)
+            self._ended(Ending.POWER_CUT)
+        elif self._stop:
+            self._ended(Ending.STILL_ON)
+        elif "lock" in said:
+            return True
+        else:
+            self._ended(Ending.CRASH)
+            raise EnvironmentFailure(
+                f"QEMU ended without a reason: {said.strip()[-400:] or 'it said nothing'}",
+                mend="see the words of QEMU itself",
+                reason="emulator-failed",
+            )
+        return False
+
+    def _has_enough(self) -> bool:
+        if len(self.observer.boots) < self.most_boots:
+            return False
+        self.observer.note("lab", f"gave up after {self.most_boots} boots")
+        return True
 
     def _pull_triggers(self) -> None:
         for trigger in list(self._triggers):
@@ -364,10 +348,3 @@ class Machine:
                 self._triggers.remove(trigger)
                 self.cut_soon(reason)
                 return
-
-
-def _received(end: int) -> bytes:
-    try:
-        return os.read(end, 65536)
-    except ConnectionResetError:
-        return b""
