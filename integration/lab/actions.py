@@ -10,6 +10,7 @@ from typing import Any
 
 from integration.lab import node, publisher
 from integration.lab.expectations import expect
+from integration.lab.fat import FatReader
 from integration.lab.machine import LabTimeout
 from integration.lab.patience import Patience
 from integration.lab.run import Run, merged
@@ -31,6 +32,7 @@ from integration.lab.scenario import (
 from integration.lab.serial import Mark
 from integration.lab.server import ServerFault
 from integration.lab.timeline import Outcome
+from updater.boot.entries import ENTRIES, is_entry_name
 from updater.errors import EnvironmentFailure
 
 # A good release on a busy machine needs time, and no more than this to show that it holds.
@@ -289,7 +291,8 @@ def trigger_of(run: Run, condition: Condition) -> Callable[[], str | None]:
         wanted = condition.served_bytes
         return lambda: f"{run.server.bytes_since_mark} bytes served" if run.server.bytes_since_mark >= wanted else None
     if condition.entry is not None:
-        return lambda: _entry_seen(run, str(condition.entry))
+        esp, pattern_of_name = run.disk.esp(), condition.entry
+        return lambda: _entry_seen(esp, pattern_of_name)
     return lambda: str(condition) if ready_of(run, condition, 0)() else None
 
 
@@ -305,13 +308,13 @@ def judge_call(run: Run, done: node.Did, code: int | None, reason: str | None, o
         run.check(f"output of {words}", output, done.text.strip()[-500:], _finds(output, done.text))
 
 
-def _entry_seen(run: Run, pattern: str) -> str | None:
+def _entry_seen(esp: FatReader, pattern: str) -> str | None:
     try:
-        names = run.disk.entry_names()
-    except (EnvironmentFailure, OSError, ValueError):
+        names = [name for name in esp.names(ENTRIES) if is_entry_name(name)]
+    except (OSError, ValueError):
         # Half-written: the next look, two milliseconds later, may see it whole.
         return None
-    found = next((name for name in names if fnmatch.fnmatchcase(name, pattern)), None)
+    found = any(fnmatch.fnmatchcase(name, pattern) for name in names)
     return f"the ESP held {', '.join(names)}" if found else None
 
 

@@ -78,9 +78,11 @@ class FatReader:
         if found is None or at_byte >= found.length_bytes:
             return None
         length = self._sector * self._per_cluster
-        cluster, table = found.cluster, self._read(self._fat_start, self._fat_bytes)
+        cluster: int | None = found.cluster
         for _ in range(at_byte // length):
-            cluster = self._next(table, cluster) or 0
+            cluster = self._next(cluster) if cluster is not None else None
+        if cluster is None:
+            raise Torn(f"{self._image}: {path} is shorter than its folder says")
         return self._offset + self._at(cluster) + at_byte % length
 
     def _folder(self, path: str) -> list[FatName] | None:
@@ -101,36 +103,36 @@ class FatReader:
 
     def _chain(self, cluster: int, limit: int | None) -> bytes:
         length = self._sector * self._per_cluster
-        table: bytes | None = None
         pieces: list[bytes] = []
-        while cluster >= 2 and (limit is None or len(pieces) * length < limit):
+        following: int | None = cluster
+        while following is not None and following >= 2 and (limit is None or len(pieces) * length < limit):
             if len(pieces) > _MOST_CLUSTERS:
                 raise Torn(f"{self._image}: a cluster chain on the ESP does not end")
-            pieces.append(self._read(self._at(cluster), length))
-            if table is None:
-                table = self._read(self._fat_start, self._fat_bytes)
-            following = self._next(table, cluster)
-            if following is None:
-                break
-            cluster = following
+            pieces.append(self._read(self._at(following), length))
+            following = self._next(following)
         return b"".join(pieces)
 
     def _at(self, cluster: int) -> int:
         return self._data_start + (cluster - 2) * self._sector * self._per_cluster
 
-    def _next(self, table: bytes, cluster: int) -> int | None:
+    def _next(self, cluster: int) -> int | None:
         width, last = (4, 0x0FFFFFF8) if self._is_fat32 else (2, 0xFFF8)
-        if (cluster + 1) * width > len(table):
+        if (cluster + 1) * width > self._fat_bytes:
             raise Torn(f"{self._image}: a cluster on the ESP lies outside its table")
-        value = struct.unpack_from("<I" if self._is_fat32 else "<H", table, cluster * width)[0] & 0x0FFFFFFF
+        # A few bytes of the table at a time: folders are short, and they are looked at while a guest runs.
+        raw = self._read(self._fat_start + cluster * width, width)
+        value: int = struct.unpack("<I" if self._is_fat32 else "<H", raw)[0] & 0x0FFFFFFF
         return None if value >= last or value < 2 else value
 
     def _read(self, at: int, length: int) -> bytes:
         file = os.open(self._image, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return os.pread(file, length, self._offset + at)
+            data = os.pread(file, length, self._offset + at)
         finally:
             os.close(file)
+        if len(data) != length:
+            raise Torn(f"{self._image}: the ESP goes on beyond the end of its disk")
+        return data
 
 
 def _entries(raw: bytes) -> list[FatName]:
