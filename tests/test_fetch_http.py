@@ -20,7 +20,9 @@ from updater.errors import EnvironmentFailure, NetworkFailure, Untrusted
 from updater.fetch import Fetcher, Retries, Timeouts
 
 CONTENT = random.Random(1).randbytes(300_000)
-IMPATIENT = Timeouts(connect_s=2, stall_s=0.3, slowest_bytes_per_s=4096, grace_s=5)
+# As short as a busy machine can keep: whoever is meant to answer in time must.
+IMPATIENT = Timeouts(connect_s=5, stall_s=1.5, slowest_bytes_per_s=4096, grace_s=60)
+ONCE = Retries(attempts=1)
 
 
 def fetcher(*addresses: str, pauses: list[float] | None = None, timeouts: Timeouts | None = None) -> Fetcher:
@@ -287,7 +289,7 @@ def test_a_trickle_is_a_stall() -> None:
             pass
 
     with hostile(trickle) as slow, pytest.raises(NetworkFailure) as caught:
-        fetcher(slow.url, timeouts=IMPATIENT).read("x", 300_000)
+        Fetcher([slow.url], timeouts=IMPATIENT, retries=ONCE).read("x", 300_000)
     assert caught.value.reason == "stalled"
 
 
@@ -304,12 +306,10 @@ def test_headers_and_chunk_lengths_that_trickle_do_not_hold_a_node(start: bytes)
         except OSError:
             pass
 
-    timeouts = Timeouts(connect_s=0.2, stall_s=0.3, grace_s=2)
     with hostile(trickle) as slow, hostile(good) as quick:
+        timeouts = Timeouts(connect_s=1, stall_s=1.5)
         assert fetcher(slow.url, quick.url, timeouts=timeouts).read("x", 300_000) == CONTENT
-        with pytest.raises(NetworkFailure) as caught:
-            fetcher(slow.url, timeouts=timeouts).read("x", 300_000)
-    assert caught.value.reason in ("timeout", "stalled")
+        assert len(slow.seen) == 1
 
 
 def test_a_tls_handshake_that_hangs_does_not_hold_a_node() -> None:
@@ -319,7 +319,7 @@ def test_a_tls_handshake_that_hangs_does_not_hold_a_node() -> None:
     with hostile(silent) as server:
         address = server.url.replace("http:", "https:")
         with pytest.raises(NetworkFailure) as caught:
-            fetcher(address, timeouts=Timeouts(connect_s=0.2, stall_s=0.3, grace_s=2)).read("x", 1000)
+            Fetcher([address], timeouts=Timeouts(connect_s=0.5, stall_s=0.5), retries=ONCE).read("x", 1000)
     assert caught.value.reason in ("timeout", "unreachable", "tls-refused")
 
 
@@ -359,6 +359,25 @@ def test_a_redirect_to_itself_ends() -> None:
     assert caught.value.reason == "server-misbehaves"
 
 
+def test_the_body_of_a_redirect_is_not_read() -> None:
+    sent = 0
+
+    def redirect(handler: Handler) -> None:
+        nonlocal sent
+        handler.answer(302, length=None, Location=target)
+        try:
+            while not handler.server.over.is_set():
+                handler.wfile.write(bytes(1 << 16))
+                sent += 1 << 16
+        except OSError:
+            pass
+
+    with hostile(good) as blob_store, hostile(redirect) as front:
+        target = f"{blob_store.url}/x"
+        assert fetcher(front.url).read("x", 300_000) == CONTENT
+    assert sent < 32 << 20
+
+
 @pytest.mark.parametrize("target", ["file:///etc/hostname", "ftp://127.0.0.1/x", "gopher:x"])
 def test_a_redirect_out_of_the_web_is_refused(target: str) -> None:
     def play(handler: Handler) -> None:
@@ -385,6 +404,13 @@ def test_every_mirror_that_failed_is_named() -> None:
     assert "http://127.0.0.1:1/" in caught.value.message
     assert empty.url in caught.value.message
     assert caught.value.reason == "not-found"
+
+
+def test_a_failure_is_not_its_own_cause() -> None:
+    with hostile(lambda handler: handler.answer(404)) as server, pytest.raises(NetworkFailure) as caught:
+        fetcher(server.url).read("x", 1000)
+    assert caught.value.__cause__ is not caught.value
+    assert caught.value.__context__ is not caught.value
 
 
 def test_a_mirror_to_avoid_is_asked_last() -> None:

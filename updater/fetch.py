@@ -205,7 +205,11 @@ class _Turns:
             self._left.append(mirror)
             self._in_round += 1
         if not self._left or budget.left_s <= 0:
-            raise self._verdict() from failure
+            verdict = self._verdict()
+            # An exception that is its own cause would never be freed, nor its traceback's connections.
+            if verdict is failure:
+                raise verdict
+            raise verdict from failure
         if self._in_round < len(self._left):
             return 0.0
         pause: float = min(self._retries.longest_pause_s, self._retries.first_pause_s * 2**self._rounds)

@@ -6,31 +6,34 @@ import contextlib
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from requests.adapters import HTTPAdapter
 
+_IDLE_S = 5.0
+
 
 class Guard:
     """Shuts the socket in use when a call outlasts its time.
 
     A socket's own timeout starts again with every byte, so that a server which sends its headers, a TLS handshake or a
-    chunk's length one byte at a time could hold a node for years. One thread per mirror, started with the first call.
+    chunk's length one byte at a time could hold a node for years. One thread per mirror, while there are calls.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._deadline: float | None = None
-        self._socket: socket.socket | None = None
+        self._socket: weakref.ref[socket.socket] | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
         self._cut = False
 
     def watch(self, connection: socket.socket | None) -> None:
         """Name the socket that the current call blocks on."""
-        self._socket = connection
+        self._socket = None if connection is None else weakref.ref(connection)
 
     @contextlib.contextmanager
     def limit(self, seconds: float) -> Iterator[None]:
@@ -67,7 +70,9 @@ class Guard:
             while not self._closed:
                 deadline = self._deadline
                 if deadline is None:
-                    self._changed.wait()
+                    if not self._changed.wait(_IDLE_S) and self._deadline is None:
+                        self._thread = None
+                        return
                 elif (left := deadline - time.monotonic()) > 0:
                     self._changed.wait(left)
                 else:
@@ -76,10 +81,11 @@ class Guard:
 
     def _shut(self) -> None:
         self._cut = True
-        if self._socket is not None:
+        connection = self._socket() if self._socket is not None else None
+        if connection is not None:
             with contextlib.suppress(OSError):
                 # Past SSLSocket.shutdown, which would let the reader go on without TLS.
-                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 def guarded_adapter(guard: Guard) -> HTTPAdapter:

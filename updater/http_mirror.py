@@ -103,19 +103,15 @@ class HttpMirror:
                 raise self._stalled("the time for this file is used up")
             began = budget.clock()
             self._on_request()
+            response: requests.Response | None = None
             try:
                 with self._guard.limit(min(self._timeouts.connect_s + self._timeouts.stall_s, budget.left_s)):
-                    response = self._opened_session().get(
-                        url,
-                        headers=headers,
-                        stream=True,
-                        allow_redirects=False,
-                        verify=self._verify,
-                        timeout=(
-                            min(self._timeouts.connect_s, budget.left_s),
-                            min(self._timeouts.stall_s, budget.left_s),
-                        ),
-                    )
+                    response = self._send(url, headers, budget)
+            except TimeoutError:
+                # Headers that were cut short can still look like a response.
+                if response is not None:
+                    response.close()
+                raise
             finally:
                 budget.spend(budget.clock() - began)
             target = response.headers.get("Location") if response.is_redirect else None
@@ -131,6 +127,22 @@ class HttpMirror:
                 for name in self._headers:
                     headers.pop(name, None)
         raise self._misbehaves(f"redirects more than {_MAX_REDIRECTS} times")
+
+    def _send(self, url: str, headers: Mapping[str, str], budget: Budget) -> requests.Response:
+        """Send one request past the session, which would read a redirect's body to its end, however long it is."""
+        import requests
+
+        session = self._opened_session()
+        prepared = session.prepare_request(requests.Request("GET", url, headers=dict(headers)))
+        environment = session.merge_environment_settings(url, {}, True, self._verify, self._client_cert)
+        return session.get_adapter(url).send(
+            prepared,
+            stream=True,
+            timeout=(min(self._timeouts.connect_s, budget.left_s), min(self._timeouts.stall_s, budget.left_s)),
+            verify=self._verify,
+            cert=self._client_cert,
+            proxies=environment["proxies"],
+        )
 
     def _judge(
         self, response: requests.Response, path: str, offset: int, length: int, ranged: bool
@@ -239,7 +251,6 @@ class HttpMirror:
             import requests
 
             self._session = requests.Session()
-            self._session.cert = self._client_cert
             for scheme in ("https://", "http://"):
                 self._session.mount(scheme, guarded_adapter(self._guard))
         return self._session

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-from updater.errors import InvalidDocument, NetworkFailure, Untrusted
+from updater.errors import InvalidDocument, NetworkFailure, Untrusted, UpdaterError
 from updater.fetch import Fetcher
 from updater.files import Directory, MountedDirectory
 from updater.manifest import Channel, Manifest, Withdrawn, parse_manifest
@@ -118,6 +118,8 @@ class Trust:
         attempt = refusals.Attempt(mirror, served, cached, self._reference(memory.floors))
         try:
             proven = workflow.run(memory.root, cached, source, attempt.reference)
+        except UpdaterError:
+            raise
         except Exception as error:
             raise refusals.refusal(error, attempt) from error
         self._judge(proven, attempt, memory.floors)

@@ -53,8 +53,6 @@ def refusal(error: Exception, attempt: Attempt) -> UpdaterError:
     """Return what to raise for an error of ngclient's."""
     from tuf.api import exceptions
 
-    if isinstance(error, UpdaterError):
-        return error
     mirror = attempt.mirror
     if isinstance(error, exceptions.ExpiredMetadataError):
         return _expired(attempt, str(error))
