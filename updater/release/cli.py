@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from updater import __version__
+from updater.release.build_command import add_build_arguments, run_build
+
+if TYPE_CHECKING:
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
 DESCRIPTION = """\
 Build, sign and publish releases for nodes that run acl-updater.
@@ -76,9 +79,8 @@ def parser() -> argparse.ArgumentParser:
     _fill(top, suppress=False)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def add(name: str, summary: str, epilog: str = "", *, under: object = None) -> argparse.ArgumentParser:
-        group = under if isinstance(under, argparse._SubParsersAction) else commands
-        made: argparse.ArgumentParser = group.add_parser(
+    def add(name: str, summary: str, epilog: str = "", *, under: Verbs | None = None) -> argparse.ArgumentParser:
+        return (under or commands).add_parser(
             name,
             help=summary,
             description=summary[0].upper() + summary[1:] + ".",
@@ -86,7 +88,6 @@ def parser() -> argparse.ArgumentParser:
             parents=[shared],
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        return made
 
     keys = add("keys", "make keys").add_subparsers(dest="verb", metavar="VERB", required=True)
     make = add("init", "make a key for each role", under=keys)
@@ -105,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
         help="how long a role's metadata lives, such as timestamp=12h; may be repeated",
     )
 
-    _add_build(add)
+    add_build_arguments(add("build", "make a release from a root tree or a root image"))
     publish = add("publish", "publish built releases", _PUBLISH)
     publish.add_argument("folders", nargs="+", type=Path, metavar="OUT_DIR", help="an output folder of build")
     promote = add("promote", "let a channel offer a release")
@@ -165,20 +166,6 @@ def _fill(target: argparse.ArgumentParser, *, suppress: bool) -> None:
     )
 
 
-def _add_build(add: Callable[..., argparse.ArgumentParser]) -> None:
-    module = _build_command()
-    if module is not None:
-        module.add_build_arguments(add("build", "make a release from a root tree or a root image"))
-
-
-def _build_command() -> Any:
-    """Return the module that builds releases, None where only the signing half is installed."""
-    try:
-        return importlib.import_module("updater.release.build_command")
-    except ModuleNotFoundError:
-        return None
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code (see docs/exit-codes.md)."""
     from updater.errors import ExitCode, UpdaterError
@@ -189,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         if args.command == "build":
-            return int(_build_command().run_build(args))
+            return run_build(args)
         from updater.release.commands import run
 
         return run(args)
