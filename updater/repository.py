@@ -128,6 +128,7 @@ def open_repository(node: Node, *, built: str | None) -> Iterator[Repository]:
         client_cert=certificate,
         headers=network.headers,
         timeouts=Timeouts(connect_s=network.connect_s, stall_s=network.stall_s, grace_s=network.grace_s),
+        rate_limit=network.rate_limit,
     )
     floor = utc_time(built) if built else datetime.fromtimestamp(0, tz=UTC)
     trust = Trust(node.trust, fetcher, bootstrap_roots=node.bootstrap_roots(), now=node.now, time_floor=floor)
