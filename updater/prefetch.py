@@ -95,26 +95,31 @@ def fetch_spans(
     left = iter(wanted)
     over = threading.Event()
     flight: deque[tuple[Span, Future[bytearray]]] = deque()
-    ahead_bytes = 0
     following = next(left, None)
     with ThreadPoolExecutor(max_workers=requests_ahead, thread_name_prefix="fetch") as pool:
+
+        def refill() -> None:
+            nonlocal following
+            while (
+                following is not None
+                and len(flight) < requests_ahead
+                and (not flight or sum(span.length for span, _ in flight) + following.length <= bytes_ahead)
+            ):
+                flight.append((following, pool.submit(_fetched, fetcher, following, over)))
+                following = next(left, None)
+
         try:
-            while following is not None or flight:
-                while (
-                    following is not None
-                    and len(flight) < requests_ahead
-                    and (not flight or ahead_bytes + following.length <= bytes_ahead)
-                ):
-                    flight.append((following, pool.submit(_fetched, fetcher, following, over)))
-                    ahead_bytes += following.length
-                    following = next(left, None)
+            refill()
+            while flight:
                 span, future = flight.popleft()
                 content = memoryview(future.result())
-                ahead_bytes -= span.length
                 del future
+                refill()
                 for part in span.parts:
                     at = part.offset - span.offset
                     yield part, content[at : at + part.length]
+                # Gone before the next one is waited for: one span is used, the others are ahead.
+                content.release()
         finally:
             over.set()
             for _, future in flight:
