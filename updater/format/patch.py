@@ -74,25 +74,28 @@ def encode_triples(triples: Sequence[Triple], diff: bytes, insert: bytes, level:
     return header + b"".join(raw for _, raw in forms)
 
 
+def most_triples(output_bytes: int) -> int:
+    """Return how many triples an operation may have: one for 64 bytes, which keeps their memory small."""
+    return output_bytes // 64 + 64
+
+
 def _patched(payload: bytes, source: bytes, output_bytes: int, what: str) -> bytes:
     if len(payload) < _HEADER.size:
         raise malformed(what, "it has no header")
     count, coders, control_bytes, diff_bytes = _HEADER.unpack_from(payload)
     at = _HEADER.size
-    # An output byte costs a triple at most.
-    if count > output_bytes or control_bytes + diff_bytes > len(payload) - at or coders >> 24:
+    if count > most_triples(output_bytes) or control_bytes + diff_bytes > len(payload) - at or coders >> 24:
         raise malformed(what, "its header makes no sense")
     control = _plain(payload[at : at + control_bytes], coders & 255, count * _TRIPLE.size, what)
-    triples = [Triple(*row) for row in _TRIPLE.iter_unpack(control)]
-    added = sum(triple.add for triple in triples)
-    if added + sum(triple.insert for triple in triples) != output_bytes:
+    added = sum(add for add, _, _ in _TRIPLE.iter_unpack(control))
+    if added + sum(insert for _, insert, _ in _TRIPLE.iter_unpack(control)) != output_bytes:
         raise malformed(what, f"its triples do not make {output_bytes} bytes")
     at += control_bytes
     diff = _plain(payload[at : at + diff_bytes], coders >> 8 & 255, added, what)
     insert = _plain(payload[at + diff_bytes :], coders >> 16 & 255, output_bytes - added, what)
     output = bytearray()
     source_at = diff_at = insert_at = 0
-    for triple in triples:
+    for triple in map(Triple._make, _TRIPLE.iter_unpack(control)):
         if not 0 <= source_at <= len(source) - triple.add:
             raise malformed(what, "it reads beyond its source")
         for start in range(0, triple.add, _CHUNK_BYTES):

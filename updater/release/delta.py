@@ -107,7 +107,9 @@ def _operation(
     source, output = old.blocks(sources), new.blocks(outputs)
     forms = [(Codec.ZSTD, patch.encode_zstd(source, output, _LEVEL))]
     if sources:
-        forms.append((Codec.BSDIFF, patch.encode_triples(*triples(source, output), _LEVEL)))
+        rows, diff, insert = triples(source, output)
+        if len(rows) <= patch.most_triples(len(output)):
+            forms.append((Codec.BSDIFF, patch.encode_triples(rows, diff, insert, _LEVEL)))
     codec, payload = min(forms, key=lambda form: len(form[1]))
     made = Operation(
         0,
