@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Generator, Iterable, Iterator
-from typing import NamedTuple
 
 from updater.errors import EnvironmentFailure
 from updater.fetch import Fetcher
 from updater.fill.landing import Landing
 from updater.fill.pipeline import Pipeline
+from updater.fill.rows import Row, rows_of, rows_within
 from updater.fill.source_slot import SourceSlot
 from updater.fill.ways import WayFailed, fetch_index, most_written
 from updater.format.patch import apply
@@ -19,19 +18,6 @@ from updater.manifest import BLOCK_BYTES
 from updater.prefetch import Part, Span, fetch_spans, most_held_bytes, spans
 from updater.verity import GROUP_BLOCKS
 from updater.ways import Cost, Way
-
-
-class _Row(NamedTuple):
-    """New blocks `first` to `first + blocks`: old blocks from `source` on, zeros, or an operation's output.
-
-    `at` is where the run begins in that output, in blocks.
-    """
-
-    first: int
-    blocks: int
-    source: int
-    operation: int
-    at: int
 
 
 class DeltaWay:
@@ -47,7 +33,7 @@ class DeltaWay:
         self._image_bytes = image_bytes
         self._what = what
         self._recipe: Recipe | None = None
-        self._rows: list[_Row] = []
+        self._rows: list[Row] = []
 
     def cost(self, landing: Landing) -> Cost:
         """Return what the operations for the missing groups take."""
@@ -73,7 +59,7 @@ class DeltaWay:
             for group in groups:
                 blocks = landing.blocks_of(group)
                 content = bytearray(blocks * BLOCK_BYTES)
-                for row in self._within(group * GROUP_BLOCKS, blocks):
+                for row in rows_within(self._rows, group * GROUP_BLOCKS, blocks):
                     low = (row.first - group * GROUP_BLOCKS) * BLOCK_BYTES
                     high = low + row.blocks * BLOCK_BYTES
                     if row.operation >= 0:
@@ -95,7 +81,7 @@ class DeltaWay:
                     mend="publish the release anew",
                     reason="delta-misfit",
                 )
-            self._rows = sorted(_rows(recipe))
+            self._rows = rows_of(recipe)
             self._recipe = recipe
         return self._recipe
 
@@ -104,7 +90,7 @@ class DeltaWay:
         numbers = {
             row.operation
             for group in groups
-            for row in self._within(group * GROUP_BLOCKS, landing.blocks_of(group))
+            for row in rows_within(self._rows, group * GROUP_BLOCKS, landing.blocks_of(group))
             if row.operation >= 0
         }
         return [recipe.operations[number] for number in sorted(numbers)]
@@ -126,19 +112,6 @@ class DeltaWay:
                 raise WayFailed(error.message, mend=error.mend, reason=error.reason) from error
             yield operation.number, output
 
-    def _within(self, first: int, count: int) -> Iterator[_Row]:
-        """Yield the rows that make a run of new blocks, cut to it."""
-        start = bisect_right(self._rows, first, key=lambda row: row.first) - 1
-        for row in _tail(self._rows, max(0, start)):
-            if row.first >= first + count:
-                return
-            low, high = max(row.first, first), min(row.first + row.blocks, first + count)
-            if low < high:
-                skipped = low - row.first
-                yield _Row(
-                    low, high - low, row.source + skipped if row.source >= 0 else -1, row.operation, row.at + skipped
-                )
-
 
 class _Outputs:
     """The output of the operation that is being used: they are used in order, each until the next begins."""
@@ -148,7 +121,7 @@ class _Outputs:
         self._number = -1
         self._output = b""
 
-    def of(self, row: _Row) -> bytes:
+    def of(self, row: Row) -> bytes:
         """Return the bytes of a row."""
         if row.operation != self._number:
             # The old output goes before the new one is made: only one is held.
@@ -156,20 +129,3 @@ class _Outputs:
             self._number, self._output = next(self._made)
             assert self._number == row.operation
         return self._output[row.at * BLOCK_BYTES : (row.at + row.blocks) * BLOCK_BYTES]
-
-
-def _rows(recipe: Recipe) -> Iterator[_Row]:
-    for copy in recipe.copies:
-        yield _Row(copy.first, copy.blocks, copy.source, -1, 0)
-    for run in recipe.zeros:
-        yield _Row(run.first, run.blocks, -1, -1, 0)
-    for operation in recipe.operations:
-        at = 0
-        for run in operation.outputs:
-            yield _Row(run.first, run.blocks, -1, operation.number, at)
-            at += run.blocks
-
-
-def _tail(rows: list[_Row], start: int) -> Iterator[_Row]:
-    for index in range(start, len(rows)):
-        yield rows[index]

@@ -16,7 +16,7 @@ from updater.fill.landing import Landing, leaf_digests, runs_of, upper_bytes
 from updater.fill.pipeline import Pipeline
 from updater.fill.reuse import ReuseWay
 from updater.fill.source_slot import SourceSlot
-from updater.fill.ways import Filling, WayFailed, most_written
+from updater.fill.ways import FILE_TROUBLE, Filling, WayFailed, most_written
 from updater.format.transport import ImageTransport
 from updater.manifest import BLOCK_BYTES, Root
 from updater.repository import from_any
@@ -27,9 +27,6 @@ from updater.writer import WINDOW_BLOCKS, Source, fill_slot
 log = logging.getLogger(__name__)
 
 Barring = Callable[[Way, UpdaterError], None]
-
-_FILE_TROUBLE = ("not-found", "forbidden", "file-too-short", "server-misbehaves", "range-ignored", "file-error")
-"""Network failures that are one file's: another way asks for other files. All others are the network's own."""
 
 _PLAIN_MEMORY_BYTES = 24 << 20
 
@@ -69,6 +66,7 @@ class Filler:
         self._barred = dict(barred)
         self._fillings: dict[Way, Filling] = {}
         self._absent: dict[Way, str] = {}
+        self._found: dict[Way, UpdaterError] = {}
         self._landing: Landing | None = None
         self._open(transport or ImageTransport(), source_slot)
 
@@ -126,6 +124,9 @@ class Filler:
 
         Raises what the last way raised. A failing network ends the work at once: later it goes on where it stopped.
         """
+        for barred, why in self._found.items():
+            on_barred(barred, why)
+        self._found.clear()
         tried: list[Way] = []
         trouble: UpdaterError | None = None
         written = kept = zeroed = 0
@@ -175,7 +176,7 @@ class Filler:
             log.warning("the %s way: %s", way.value, failure)
             return failure
         except NetworkFailure as failure:
-            if failure.reason not in _FILE_TROUBLE:
+            if failure.reason not in FILE_TROUBLE:
                 raise
             log.warning("the %s way: %s", way.value, failure)
             return failure
@@ -213,6 +214,7 @@ class Filler:
         except (InvalidDocument, WayFailed) as failure:
             log.warning("the %s way: %s", way.value, failure)
             self._barred[way] = failure.message
+            self._found[way] = failure
         except (Untrusted, NetworkFailure) as failure:
             # Some other time it may work: nothing is kept of it.
             log.warning("the %s way: %s", way.value, failure)

@@ -13,6 +13,9 @@ from updater.format.transport import Index
 from updater.prefetch import Part, Span, fetch_spans
 from updater.ways import Cost, Way
 
+FILE_TROUBLE = ("not-found", "forbidden", "file-too-short", "server-misbehaves", "range-ignored", "file-error")
+"""Network failures that are one file's: another way asks for other files. All others are the network's own."""
+
 
 class WayFailed(EnvironmentFailure):
     """A way that fails for this release and this machine however often it is tried: another one must do."""
