@@ -53,11 +53,13 @@ def make_release(
     blocks: int = BLOCKS,
     epoch: int = 1,
     layouts: tuple[str, ...] = ("dps-root",),
+    image: bytes | None = None,
 ) -> Release:
-    """Build a release whose image is `blocks` random blocks."""
-    image = image_of(
-        blocks, seed=seed if seed is not None else int(hashlib.sha256(version.encode()).hexdigest()[:8], 16)
-    )
+    """Build a release whose image is `blocks` random blocks, or `image`."""
+    if image is None:
+        image = image_of(
+            blocks, seed=seed if seed is not None else int(hashlib.sha256(version.encode()).hexdigest()[:8], 16)
+        )
     root, tree = root_of(image)
     uki = build_uki(version, f"roothash={root.root_hash} systemd.verity_root_options=panic-on-corruption panic=1")
     document = {

@@ -20,6 +20,8 @@ from updater.release.packs import block_digests
 log = logging.getLogger(__name__)
 
 _LEVEL = 19
+_TRYING_LEVEL = 9
+_MOST_GAIN = 1.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +107,14 @@ def _operation(
 ) -> tuple[Operation, bytes]:
     """Return the smaller of both codecs' operations, with its payload."""
     source, output = old.blocks(sources), new.blocks(outputs)
-    forms = [(Codec.ZSTD, patch.encode_zstd(source, output, _LEVEL))]
+    forms: list[tuple[Codec, bytes]] = []
     if sources:
         rows, diff, insert = triples(source, output)
         if len(rows) <= patch.most_triples(len(output)):
             forms.append((Codec.BSDIFF, patch.encode_triples(rows, diff, insert, _LEVEL)))
+    # zstd's highest levels take longer than all else, and never gain this much.
+    if not forms or len(patch.encode_zstd(source, output, _TRYING_LEVEL)) < len(forms[0][1]) * _MOST_GAIN:
+        forms.append((Codec.ZSTD, patch.encode_zstd(source, output, _LEVEL)))
     codec, payload = min(forms, key=lambda form: len(form[1]))
     made = Operation(
         0,
