@@ -40,6 +40,10 @@ def old_and_new(seed: int = 3, blocks: int = 1500) -> tuple[bytes, bytes]:
     """Return an image and its successor: blocks in place, moved, changed by some bytes, new, doubled, and zeros."""
     draw = random.Random(seed)
     old = bytearray(image_of(blocks, seed=seed))
+    if blocks < 1500:
+        new = bytearray(old)
+        new[-1] ^= 1
+        return bytes(old), bytes(new)
     old[40 * BLOCK_BYTES : 90 * BLOCK_BYTES] = bytes(50 * BLOCK_BYTES)
     old[700 * BLOCK_BYTES : 970 * BLOCK_BYTES] = bytes(270 * BLOCK_BYTES)
     new = bytearray(old)

@@ -196,6 +196,18 @@ class Landing:
                 )
             self.states[start:end] = bytes([State.PLACED]) * (end - start)
 
+    def held(self, group: int) -> bytes | None:
+        """Return what lies on the disk where a group belongs, None where it cannot be read."""
+        length = self.blocks_of(group) * BLOCK_BYTES
+        if self.states[group] == State.ZEROS:
+            return _ZEROS[:length]
+        try:
+            return self.data.read(group * GROUP_BYTES, length)
+        except EnvironmentFailure as error:
+            if error.reason != "io-error":
+                raise
+            return None
+
     def write_blocks(self, first: int, content: bytes | memoryview) -> None:
         """Write blocks that are proven by a hash of their own; the group's proof is still to come."""
         self.data.write(first * BLOCK_BYTES, content)

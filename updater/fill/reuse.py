@@ -71,7 +71,7 @@ class ReuseWay:
             fetch_bytes=self.least_bytes + indexes + sum(span.length for span in wanted),
             write_bytes=most_written(landing, groups),
             requests=2 + len(self._indexes) + len(wanted),
-            memory_bytes=largest + most_held_bytes(wanted) + Pipeline.memory_bytes + 24 * self._blocks,
+            memory_bytes=largest + most_held_bytes(wanted) + Pipeline.memory_bytes + 30 * self._blocks,
         )
 
     def fill(self, landing: Landing, pipeline: Pipeline) -> None:
@@ -97,10 +97,7 @@ class ReuseWay:
         """Return a group's blocks: those in place from the slot itself, the others from the running slot."""
         assert self._map is not None
         first, count = group * GROUP_BLOCKS, landing.blocks_of(group)
-        if landing.states[group] == State.ZEROS:
-            content = bytearray(count * BLOCK_BYTES)
-        else:
-            content = bytearray(landing.data.read(first * BLOCK_BYTES, count * BLOCK_BYTES))
+        content = bytearray(landing.held(group) or bytes(count * BLOCK_BYTES))
         for run in self._map.within(first, count):
             if run.pack == ZEROS:
                 low = (run.first - first) * BLOCK_BYTES
@@ -187,28 +184,31 @@ def find_held(
 ) -> array[int]:
     """Return for each block of the image where it is held: 0 nowhere, 0xffffffff in its place, n + 1 in block n.
 
-    Memory: the candidates, 4 bytes for each block, and a table of at most 12 for each that is sought. Blocks of zeros
+    Memory: the candidates, 9 bytes for each block, and a table of at most 12 for each that is sought. Blocks of zeros
     and of groups that are in place are not looked for.
     """
+    in_place = bytearray(blockmap.blocks)
     held = array("I", bytes(4 * blockmap.blocks))
     sought = _Sought(candidates, blockmap, landing, set(groups))
     for group in groups:
         if landing.states[group] != State.OTHER:
             continue
-        first, count = group * GROUP_BLOCKS, landing.blocks_of(group)
-        content = landing.data.read(first * BLOCK_BYTES, count * BLOCK_BYTES)
-        for block, short in _shorts(content, first, candidates.digest_bytes):
+        first, content = group * GROUP_BLOCKS, landing.held(group)
+        for block, short in _shorts(content or b"", first, candidates.digest_bytes):
             if sought.is_at(block, short):
-                held[block] = _IN_PLACE
-    if source is None:
-        return held
-    for first in range(0, source.blocks, _READ_BLOCKS):
+                in_place[block] = 1
+    for first in range(0, source.blocks if source else 0, _READ_BLOCKS):
+        assert source is not None
         content = source.read(first, min(_READ_BLOCKS, source.blocks - first))
         for old, short in _shorts(content, first, candidates.digest_bytes):
             block = sought.first_with(short)
             if block >= 0 and not held[block]:
                 held[block] = old + 1
+    # Before what is in place is marked: the first of several equal blocks may be, and the others not.
     sought.tell_twins(held)
+    for block, there in enumerate(in_place):
+        if there:
+            held[block] = _IN_PLACE
     return held
 
 
@@ -260,8 +260,7 @@ class _Sought:
     def tell_twins(self, held: array[int]) -> None:
         """Let blocks with equal digests share what was found for the first of them."""
         for block, first in self._twins:
-            if not held[block] and held[first] not in (0, _IN_PLACE):
-                held[block] = held[first]
+            held[block] = held[first]
 
     def _insert(self, block: int) -> None:
         short = self._digest(block)
