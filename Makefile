@@ -44,6 +44,14 @@ test: lint setup-lab ## Everything, with real machines in QEMU
 demo: setup-lab ## Watch a node update itself, commit, roll back and remember
 	@$(BIN)/python -m integration.demo
 
+.PHONY: bench
+bench: setup ## Measure the data path against its peers: report in build/bench, tables in docs/benchmarks.md (hours)
+	@$(BIN)/python -m integration.bench --write-page $(BENCH)
+
+.PHONY: bench-quick
+bench-quick: setup ## The same on a small pair, ratios only (under three minutes, once its inputs are cached)
+	@$(BIN)/python -m integration.bench --quick $(BENCH)
+
 .PHONY: clean
 clean: ## Remove what was built here (the shared cache stays)
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
