@@ -16,6 +16,7 @@ from updater.release.keys import KeyRing, new_names
 from updater.release.publish import publish
 from updater.release.repository import opened, utc_now
 from updater.release.settings import DEFAULT_LIFETIMES_S, Settings
+from updater.release.transport import Ways
 from updater.schema import encode_json
 
 BLOCKS = 150
@@ -95,11 +96,11 @@ class Publisher:
         """Return the trusted roots that images ship."""
         return sorted((self.mirror / "metadata").glob("*.root.json"))
 
-    def publish(self, *releases: Release) -> None:
-        """Publish releases."""
+    def publish(self, *releases: Release, ways: Ways | None = None) -> None:
+        """Publish releases, by themselves or with what `ways` says they shall travel in."""
         folders = [release.write(self.folder / "out" / release.version) for release in releases]
         with opened(self.mirror, self.ring, utc_now) as repository:
-            publish(repository, folders)
+            publish(repository, folders, ways)
 
     def promote(self, version: str, channel: str = "stable") -> None:
         """Let a channel offer a release."""
