@@ -16,7 +16,6 @@ from integration.bench.results import Making, Sample
 from integration.bench.site import (
     Disk,
     Site,
-    find_path,
     make_disk,
     make_site,
     roomy_layout,
@@ -31,19 +30,35 @@ from updater.slots import Slot
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way of publishing a release; the node itself chooses how to fetch it."""
+    """One way of publishing the pair, which leaves the node one way of fetching; options of `acl-release publish`."""
 
     name: str
     summary: str
-    options: tuple[str, ...]
+    older: tuple[str, ...]
+    newer: tuple[str, ...]
 
 
 VARIANTS = {
     variant.name: variant
     for variant in (
-        Variant("ours-delta", "ours, from a release for which there is a delta", ("--deltas", "1")),
-        Variant("ours-reuse", "ours, from a release for which there is no delta", ("--deltas", "0")),
-        Variant("ours-full", "ours, with frames only: nothing but the image", ("--deltas", "0", "--no-packs")),
+        Variant(
+            "ours-delta",
+            "ours, from a release for which there is a delta",
+            ("--plain",),
+            ("--deltas", "1", "--no-frames", "--no-packs"),
+        ),
+        Variant(
+            "ours-reuse",
+            "ours, from a release for which there is no delta",
+            ("--deltas", "0", "--no-frames"),
+            ("--deltas", "0", "--no-frames"),
+        ),
+        Variant(
+            "ours-full",
+            "ours, with frames only",
+            ("--plain",),
+            ("--deltas", "0", "--no-packs"),
+        ),
     )
 }
 
@@ -66,7 +81,9 @@ class Ours:
         match = self._match
         releases = [match.old, match.new]
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._site, usage = make_site(match.served / self.name, releases, self._variant.options)
+        self._site, usage = make_site(
+            match.served / self.name, match.old, match.new, self._variant.older, self._variant.newer
+        )
         self._disk = make_disk(self._folder, match.old, roomy_layout(self._folder, releases), self._tools)
         served = sum(path.stat().st_size for path in self._site.repository.rglob("*") if path.is_file())
         return Making(self.name, match.name, usage.wall_s, usage.cpu_s, usage.rss_bytes, served, False)
@@ -99,7 +116,7 @@ class Ours:
         log.unlink(missing_ok=True)
         usage = run_measured(
             [*ground.namespaces.inside(ground.namespaces.client), *stage_command(self.disk, settings)],
-            env={"PATH": find_path(), "LC_ALL": "C.UTF-8", "HOME": os.environ.get("HOME", "/")},
+            env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "HOME": os.environ.get("HOME", "/")},
             folder=self._folder,
             stop_when=stop_when,
         )

@@ -25,7 +25,8 @@ from updater.run import find_tool, run
 log = logging.getLogger(__name__)
 
 OLD, NEW = "1.0.0", "2.0.0"
-_SMALL = (
+_SMALL = ("bash", "ca-certificates", "coreutils", "curl", "kmod", "procps", "xz-utils")
+_BASE = (
     "systemd", "systemd-sysv", "udev", "dbus", "kmod", "procps", "iproute2", "python3", "curl", "ca-certificates",
     "xz-utils",
 )  # fmt: skip
@@ -66,11 +67,11 @@ RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe("Q", "a small root, security updates only", _SMALL),
-        Recipe("S", "a root of the 512 MiB class, security updates only", _SMALL + _SERVICES),
+        Recipe("S", "a root of the 512 MiB class, security updates only", _BASE + _SERVICES),
         Recipe(
             "K",
             "a container host of about 700 MB, security updates with a kernel bump",
-            (*_SMALL, *_SERVICES, *_CONTAINERS, _KERNEL),
+            (*_BASE, *_SERVICES, *_CONTAINERS, _KERNEL),
             kernel_moves=True,
         ),
     )

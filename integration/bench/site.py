@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from integration.bench.measure import Usage, run_measured
 from integration.bench.pairs import NEW, Side, built_at
 from integration.images.disk import make_factory_disk
 from integration.images.reference import with_tools
 from integration.images.tooltree import ToolTree
-from updater.layouts import Layout, load_layout, parse_layout
+from updater.layouts import Layout, layout_folders, load_layout, parse_layout
 from updater.manifest import parse_manifest
 from updater.release.build import BuildInputs, BuiltRelease, build_release
 from updater.run import find_tool, run
@@ -24,6 +28,7 @@ log = logging.getLogger(__name__)
 
 IMAGE_ID = "acl-bench"
 _MIB = 1 << 20
+_PUBLISHING_S = 3600.0
 _CLI = "import sys; from {module} import main; sys.exit(main())"
 CLIENT = [sys.executable, "-c", _CLI.format(module="updater.cli")]
 PUBLISHER = [sys.executable, "-c", _CLI.format(module="updater.release.cli")]
@@ -75,35 +80,27 @@ class Site:
         return [*PUBLISHER, "--repo", str(self.repository), "--keys", str(self.folder / "keys"), *map(str, words)]
 
 
-def make_site(folder: Path, releases: Sequence[BuiltRelease], options: Sequence[str] = ()) -> tuple[Site, Usage]:
-    """Publish releases one after the other and offer the last; return the site and what publishing the last cost."""
+def make_site(
+    folder: Path, old: BuiltRelease, new: BuiltRelease, older: Sequence[str], newer: Sequence[str]
+) -> tuple[Site, Usage]:
+    """Publish a pair, each release with its own options, and offer the newer; return what publishing that one cost."""
     shutil.rmtree(folder, ignore_errors=True)
     site = Site(folder)
     folder.mkdir(parents=True)
-    run(site.command("keys", "init", "--root-keys", "1"))
-    run(site.command("repo", "init"))
-    for release in releases[:-1]:
-        run(site.command("publish", release.folder, *options), timeout_s=3600)
-    environment = {"PATH": find_path(), "LC_ALL": "C.UTF-8"}
-    cost = run_measured(site.command("publish", releases[-1].folder, *options), env=environment, folder=folder)
-    run(site.command("promote", releases[-1].manifest.version, "--channel", "stable"))
+    run(site.command("keys", "init", "--root-keys", "1"), timeout_s=_PUBLISHING_S)
+    run(site.command("repo", "init"), timeout_s=_PUBLISHING_S)
+    run(site.command("publish", *older, old.folder), timeout_s=_PUBLISHING_S)
+    environment = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
+    cost = run_measured(site.command("publish", *newer, new.folder), env=environment, folder=folder)
+    run(site.command("promote", new.manifest.version, "--channel", "stable"), timeout_s=_PUBLISHING_S)
     site.trust.mkdir()
     for root in sorted((site.repository / "metadata").glob("*.root.json")):
         shutil.copy2(root, site.trust / root.name)
     return site, cost
 
 
-def find_path() -> str:
-    """Return this process's PATH, which holds the tool tree."""
-    import os
-
-    return os.environ["PATH"]
-
-
 def roomy_layout(folder: Path, releases: Sequence[BuiltRelease]) -> Path:
     """Write the reference layout with slots in which the releases fit; return its file."""
-    import yaml
-
     data = max(release.manifest.root.length_bytes for release in releases)
     tree = max(release.manifest.root.tree_length_bytes for release in releases) + 4096
     shipped = _layout_file("dps-root")
@@ -119,8 +116,6 @@ def roomy_layout(folder: Path, releases: Sequence[BuiltRelease]) -> Path:
 
 
 def _layout_file(name: str) -> Path:
-    from updater.layouts import layout_folders
-
     load_layout(name)
     return next(folder / f"{name}.yaml" for folder in layout_folders() if (folder / f"{name}.yaml").is_file())
 
@@ -153,11 +148,11 @@ class Disk:
         last = first + self.layout.partition("data", Slot.A).length_bytes
         length = self.pristine.stat().st_size
         if not self.path.exists():
-            run(["cp", "--sparse=always", self.pristine, self.path], timeout_s=600)
+            run(["cp", "--sparse=always", self.pristine, self.path], timeout_s=1800)
             return
         for begin, end in ((0, first), (last, length)):
             words = ["--punch-hole", "--offset", str(begin), "--length", str(end - begin)]
-            run([find_tool("fallocate", package="util-linux"), *words, self.path])
+            run([find_tool("fallocate", package="util-linux"), *words, self.path], timeout_s=1800)
             _copy_sparse(self.pristine, self.path, begin, end)
 
 
@@ -171,8 +166,6 @@ def make_disk(folder: Path, old: BuiltRelease, layout_file: Path, tools: ToolTre
 
 def write_settings(target: Path, url: str, site: Site, disk: Disk) -> Path:
     """Write a node's configuration; return it."""
-    import yaml
-
     settings = {"layout": str(disk.layout_file), "mirrors": [url], "trusted_roots": str(site.trust)}
     target.write_text(yaml.safe_dump(settings))
     return target
@@ -184,9 +177,6 @@ def stage_command(disk: Disk, settings: Path) -> list[str]:
 
 
 def _copy_sparse(source: Path, target: Path, begin: int, end: int) -> None:
-    import errno
-    import os
-
     with source.open("rb") as reader, target.open("r+b") as writer:
         position = begin
         while position < end:
