@@ -48,6 +48,14 @@ demo: setup-lab ## Watch a node update itself, commit, roll back and remember
 schemas: setup ## Write docs/schemas/ anew from the code
 	$(BIN)/python -m integration.schemas
 
+.PHONY: bench
+bench: setup ## Measure the data path against its peers: report in build/bench, tables in docs/benchmarks.md (hours)
+	@$(BIN)/python -m integration.bench --write-page $(BENCH)
+
+.PHONY: bench-quick
+bench-quick: setup ## The same on a small pair, ratios only (under three minutes, once its inputs are cached)
+	@$(BIN)/python -m integration.bench --quick $(BENCH)
+
 .PHONY: clean
 clean: ## Remove what was built here (the shared cache stays)
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -16,6 +16,8 @@ UUID_TEXT = "0a1b2c3d-4e5f-4a6b-8c7d-9e0f1a2b3c4d"
 class MemoryBlocks:
     """A `Blocks` in memory that keeps a record of its accesses and can be made to fail."""
 
+    read_back = "memory"
+
     def __init__(self, length_bytes: int, name: str = "memory") -> None:
         """Make a partition of zeros."""
         self.content = bytearray(length_bytes)

@@ -16,6 +16,7 @@ from updater.release.keys import KeyRing, new_names
 from updater.release.publish import publish
 from updater.release.repository import opened, utc_now
 from updater.release.settings import DEFAULT_LIFETIMES_S, Settings
+from updater.release.transport import Ways
 from updater.schema import encode_json
 
 BLOCKS = 150
@@ -53,11 +54,13 @@ def make_release(
     blocks: int = BLOCKS,
     epoch: int = 1,
     layouts: tuple[str, ...] = ("dps-root",),
+    image: bytes | None = None,
 ) -> Release:
-    """Build a release whose image is `blocks` random blocks."""
-    image = image_of(
-        blocks, seed=seed if seed is not None else int(hashlib.sha256(version.encode()).hexdigest()[:8], 16)
-    )
+    """Build a release whose image is `blocks` random blocks, or `image`."""
+    if image is None:
+        image = image_of(
+            blocks, seed=seed if seed is not None else int(hashlib.sha256(version.encode()).hexdigest()[:8], 16)
+        )
     root, tree = root_of(image)
     uki = build_uki(version, f"roothash={root.root_hash} systemd.verity_root_options=panic-on-corruption panic=1")
     document = {
@@ -93,11 +96,11 @@ class Publisher:
         """Return the trusted roots that images ship."""
         return sorted((self.mirror / "metadata").glob("*.root.json"))
 
-    def publish(self, *releases: Release) -> None:
-        """Publish releases."""
+    def publish(self, *releases: Release, ways: Ways | None = None) -> None:
+        """Publish releases, by themselves or with what `ways` says they shall travel in."""
         folders = [release.write(self.folder / "out" / release.version) for release in releases]
         with opened(self.mirror, self.ring, utc_now) as repository:
-            publish(repository, folders)
+            publish(repository, folders, ways)
 
     def promote(self, version: str, channel: str = "stable") -> None:
         """Let a channel offer a release."""

@@ -20,8 +20,12 @@ class Blocks(Protocol):
     def length_bytes(self) -> int:
         """Return the partition's length."""
 
+    @property
+    def read_back(self) -> str:
+        """Return how reads after `flush` come from the medium: `O_DIRECT`, or `fsync and POSIX_FADV_DONTNEED`."""
+
     def read(self, offset: int, length: int) -> bytes:
-        """Return exactly `length` bytes at `offset`; may be called from another thread, one read at a time."""
+        """Return exactly `length` bytes at `offset`; may be called from other threads while one writes elsewhere."""
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write all of `data` at `offset`; durable only after `flush`."""

@@ -50,8 +50,9 @@ class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How mirrors are reached; proxies come from the usual environment variables.
 
-    A connection that brings next to nothing for `stall_s` has stalled; all retries of one request together may wait
-    `grace_s` beyond the time that its bytes take at the slowest rate.
+    A connection that brings next to nothing for `stall_s` has stalled; all retries of one request together may wait for
+    each mirror `grace_s` beyond the time that its bytes take at the slowest rate. `rate_limit` is in bytes a second
+    for all connections together; a stage that would fetch more than `max_download_bytes` is refused beforehand.
     """
 
     ca_file: str | None = None
@@ -61,6 +62,8 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     connect_s: Annotated[float, limited("write seconds, from 0.1 to 600", ge=0.1, le=600)] = 10.0
     stall_s: Annotated[float, limited("write seconds, from 1 to 3600", ge=1, le=3600)] = 30.0
     grace_s: Annotated[float, limited("write seconds, from 1 to 86400", ge=1, le=86_400)] = 180.0
+    rate_limit: Annotated[int, limited("write bytes a second, 4096 or more", ge=4096, le=1 << 40)] | None = None
+    max_download_bytes: Annotated[int, limited("write bytes, 0 or more", ge=0, le=1 << 44)] | None = None
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

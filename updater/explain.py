@@ -93,6 +93,14 @@ def _details(facts: Facts, outlook: Outlook) -> list[str]:
         lines.append(f"the metadata could not be renewed: {outlook.trouble}")
     if outlook.refusal is not None and outlook.refusal.mend:
         lines.append(f"what to do: {outlook.refusal.mend}")
+    update = facts.journal.update
+    if update is not None:
+        version = update.release.version
+        lines += [
+            f"the {item.way} way is barred for the {item.file} of release {version} since {item.at}: {item.sentence} "
+            f"({item.reason})"
+            for item in update.barred
+        ]
     for item in facts.ledger.quarantine:
         lines.append(quarantine_sentence(item))
         if item.evidence:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
+import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,13 +33,49 @@ class Retries:
     longest_pause_s: float = 30.0
 
 
-@dataclass(slots=True)
 class Counters:
-    """What was asked of the network by a fetcher and those made from it."""
+    """What was asked of the network by a fetcher and those made from it, whatever the thread."""
 
-    bytes_fetched: int = 0
-    requests: int = 0
-    retries: int = 0
+    def __init__(self) -> None:
+        """Begin at zero."""
+        self.bytes_fetched = 0
+        self.requests = 0
+        self.retries = 0
+        self._lock = threading.Lock()
+
+    def add(self, *, bytes_fetched: int = 0, requests: int = 0, retries: int = 0) -> None:
+        """Count."""
+        with self._lock:
+            self.bytes_fetched += bytes_fetched
+            self.requests += requests
+            self.retries += retries
+
+
+class Rate:
+    """A limit in bytes a second that all connections of a fetcher share."""
+
+    def __init__(
+        self,
+        bytes_per_s: int,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Allow `bytes_per_s`, and a burst of what one second may bring."""
+        self._bytes_per_s = bytes_per_s
+        self._clock = clock
+        self._sleep = sleep
+        self._lock = threading.Lock()
+        self._free_at = clock() - 1.0
+
+    def spend(self, count: int) -> None:
+        """Wait until `count` bytes that have come are paid for."""
+        with self._lock:
+            now = self._clock()
+            self._free_at = max(self._free_at, now - 1.0) + count / self._bytes_per_s
+            pause = self._free_at - now
+        if pause > 0:
+            self._sleep(pause)
 
 
 class Fetcher:
@@ -57,12 +94,14 @@ class Fetcher:
         headers: Mapping[str, str] | None = None,
         timeouts: Timeouts | None = None,
         retries: Retries | None = None,
+        rate_limit: int | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """Take the mirrors' addresses, the best first: http, https and file URLs or absolute paths.
 
         `ca_file` replaces the system's CA bundle; `client_cert` is a PEM file with key and certificate, or a pair
-        (certificate, key); `headers` go to the mirrors themselves only. Raises EnvironmentFailure.
+        (certificate, key); `headers` go to the mirrors themselves only; `rate_limit` is in bytes a second. Raises
+        EnvironmentFailure.
         """
         if not mirrors:
             raise EnvironmentFailure(
@@ -72,6 +111,7 @@ class Fetcher:
         self._timeouts = timeouts or Timeouts()
         self._retries = retries or Retries()
         self._sleep = sleep
+        self._rate = Rate(rate_limit, sleep=sleep) if rate_limit else None
         self._mirrors: list[Mirror] = [
             _open(
                 address,
@@ -85,7 +125,7 @@ class Fetcher:
         ]
 
     def _count_request(self) -> None:
-        self.counters.requests += 1
+        self.counters.add(requests=1)
 
     @property
     def mirrors(self) -> list[str]:
@@ -107,25 +147,26 @@ class Fetcher:
             min(2, self._retries.attempts), self._retries.first_pause_s, self._retries.longest_pause_s
         )
         alone._sleep = self._sleep
+        alone._rate = self._rate
         alone._mirrors = [mirror]
         return alone
 
     def avoid(self, mirror: str) -> None:
         """Ask `mirror` last from now on: what it served was not what was signed."""
-        self._mirrors.sort(key=lambda candidate: candidate.name == mirror)
+        # A new list: other threads may be walking along the old one.
+        self._mirrors = sorted(self._mirrors, key=lambda candidate: candidate.name == mirror)
 
     def read(self, path: str, max_bytes: int) -> bytes:
         """Return a small file whole; raise Untrusted (`too-large`) when more than `max_bytes` are served."""
-        budget = self._budget(max_bytes)
         content = bytearray()
-        turns = _Turns(self._mirrors, self._retries, path)
+        turns = _Turns(self._mirrors, self._retries, path, self._budget(max_bytes))
         while True:
             mirror = turns.current
             content.clear()
             try:
-                with contextlib.closing(mirror.pieces(path, 0, max_bytes + 1, budget, ranged=False)) as pieces:
+                with contextlib.closing(mirror.pieces(path, 0, max_bytes + 1, turns.budget, ranged=False)) as pieces:
                     for piece in pieces:
-                        self.counters.bytes_fetched += len(piece)
+                        self._arrived(piece)
                         content += piece
                         if len(content) > max_bytes:
                             raise Untrusted(
@@ -135,31 +176,31 @@ class Fetcher:
                             )
                 return bytes(content)
             except MirrorFailure as failure:
-                self._pause(turns.failed(failure, budget, progressed=False), budget)
+                self._pause(turns.failed(failure, progressed=False), turns)
 
-    def stream(self, path: str, offset: int, length: int) -> Iterator[bytes]:
+    def stream(self, path: str, offset: int, length: int) -> Generator[bytes, None, None]:
         """Yield exactly `length` bytes of a file from byte `offset` on, in pieces of at most 256 KiB.
 
         One Range request, where nothing fails. A broken transfer goes on from where it stopped, at the next mirror or
         at the same one after a pause. Raises NetworkFailure; nothing is yielded twice.
         """
-        budget = self._budget(length)
         position, end = offset, offset + length
-        turns = _Turns(self._mirrors, self._retries, path)
+        turns = _Turns(self._mirrors, self._retries, path, self._budget(length))
         while position < end:
             mirror = turns.current
             began_at = position
             try:
-                with contextlib.closing(mirror.pieces(path, position, end - position, budget, ranged=True)) as pieces:
+                left = end - position
+                with contextlib.closing(mirror.pieces(path, position, left, turns.budget, ranged=True)) as pieces:
                     for piece in pieces:
-                        self.counters.bytes_fetched += len(piece)
+                        self._arrived(piece)
                         position += len(piece)
                         yield piece
                 if position < end and position - began_at < _PROGRESS_BYTES:
                     raise _too_short(mirror.name, path, position, end, again=position > began_at)
             except MirrorFailure as failure:
                 progressed = position - began_at >= _PROGRESS_BYTES
-                self._pause(turns.failed(failure, budget, progressed=progressed), budget)
+                self._pause(turns.failed(failure, progressed=progressed), turns)
 
     def close(self) -> None:
         """Close the kept connections."""
@@ -168,21 +209,27 @@ class Fetcher:
             if close is not None:
                 close()
 
-    def _budget(self, length: int) -> Budget:
-        return Budget(self._timeouts.grace_s + length / self._timeouts.slowest_bytes_per_s)
+    def _budget(self, length: int) -> float:
+        return self._timeouts.grace_s + length / self._timeouts.slowest_bytes_per_s
 
-    def _pause(self, seconds: float, budget: Budget) -> None:
-        self.counters.retries += 1
+    def _arrived(self, piece: bytes) -> None:
+        self.counters.add(bytes_fetched=len(piece))
+        if self._rate is not None:
+            self._rate.spend(len(piece))
+
+    def _pause(self, seconds: float, turns: _Turns) -> None:
+        self.counters.add(retries=1)
         if seconds > 0:
-            budget.spend(seconds)
+            turns.paused(seconds)
             self._sleep(seconds)
 
 
 class _Turns:
-    """Whose turn it is among the mirrors of one call."""
+    """Whose turn it is among the mirrors of one call, and how long each may still be waited for."""
 
-    def __init__(self, mirrors: Sequence[Mirror], retries: Retries, path: str) -> None:
+    def __init__(self, mirrors: Sequence[Mirror], retries: Retries, path: str, allowed_s: float) -> None:
         self._left = list(mirrors)
+        self._budgets = {mirror.name: Budget(allowed_s) for mirror in mirrors}
         self._retries = retries
         self._path = path
         self._failures: list[MirrorFailure] = []
@@ -193,7 +240,16 @@ class _Turns:
     def current(self) -> Mirror:
         return self._left[0]
 
-    def failed(self, failure: MirrorFailure, budget: Budget, *, progressed: bool) -> float:
+    @property
+    def budget(self) -> Budget:
+        return self._budgets[self.current.name]
+
+    def paused(self, seconds: float) -> None:
+        """Take a pause off the time of every mirror that it is made for."""
+        for mirror in self._left:
+            self._budgets[mirror.name].spend(seconds)
+
+    def failed(self, failure: MirrorFailure, *, progressed: bool) -> float:
         """Give the turn to the next mirror; return the seconds to pause before; raise NetworkFailure at the end."""
         log.debug("fetch: %s", failure)
         self._failures.append(failure)
@@ -201,10 +257,11 @@ class _Turns:
             self._rounds = self._in_round = 0
         mirror = self._left.pop(0)
         patient = failure.wait_s is None or failure.wait_s <= self._retries.longest_pause_s
-        if failure.again and patient and self._rounds + 1 < self._retries.attempts:
+        in_time = self._budgets[mirror.name].left_s > 0
+        if failure.again and patient and in_time and self._rounds + 1 < self._retries.attempts:
             self._left.append(mirror)
             self._in_round += 1
-        if not self._left or budget.left_s <= 0:
+        if not self._left:
             verdict = self._verdict()
             # An exception that is its own cause would never be freed, nor its traceback's connections.
             if verdict is failure:

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 _IDLE_S = 5.0
 
 
-class Guard:
-    """Shuts the socket in use when a call outlasts its time.
+class _Watch:
+    """Shuts the socket that one thread uses when its call outlasts its time.
 
     A socket's own timeout starts again with every byte, so that a server which sends its headers, a TLS handshake or a
-    chunk's length one byte at a time could hold a node for years. One thread per mirror, while there are calls.
+    chunk's length one byte at a time could hold a node for years. A helper thread for each, while there are calls.
     """
 
     def __init__(self) -> None:
@@ -88,7 +88,39 @@ class Guard:
                 socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
-def guarded_adapter(guard: Guard) -> HTTPAdapter:
+class Guard:
+    """Limits what each thread's calls may block; the threads of one mirror share the guard and nothing else."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+        self._watches: weakref.WeakSet[_Watch] = weakref.WeakSet()
+        self._adding = threading.Lock()
+
+    def watch(self, connection: socket.socket | None) -> None:
+        """Name the socket that this thread's current call blocks on."""
+        self._mine().watch(connection)
+
+    def limit(self, seconds: float) -> contextlib.AbstractContextManager[None]:
+        """Shut this thread's socket when the block is not left within `seconds`; raise TimeoutError then."""
+        return self._mine().limit(seconds)
+
+    def close(self) -> None:
+        """End the helper threads."""
+        with self._adding:
+            watches = list(self._watches)
+        for watch in watches:
+            watch.close()
+
+    def _mine(self) -> _Watch:
+        found: _Watch | None = getattr(self._local, "watch", None)
+        if found is None:
+            found = self._local.watch = _Watch()
+            with self._adding:
+                self._watches.add(found)
+        return found
+
+
+def guarded_adapter(guard: Guard, *, pool_maxsize: int) -> HTTPAdapter:
     """Return an adapter for requests whose connections show their sockets to `guard`."""
     from requests.adapters import HTTPAdapter
     from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -133,4 +165,4 @@ def guarded_adapter(guard: Guard) -> HTTPAdapter:
             manager.pool_classes_by_scheme = pools
             return manager
 
-    return Adapter()
+    return Adapter(pool_maxsize=pool_maxsize)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Generator, Mapping
@@ -21,12 +22,17 @@ if TYPE_CHECKING:
     import requests
 
 SKIP_LIMIT_BYTES = 1 << 28
+CONNECTIONS = 8
+"""Connections that are kept open to one server: as many requests are ever under way at once."""
 _MAX_REDIRECTS = 5
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 
 
 class HttpMirror:
-    """A static web server or blob store; proxies and their exceptions come from the environment."""
+    """A static web server or blob store; proxies and their exceptions come from the environment.
+
+    Several threads may read from it at once.
+    """
 
     def __init__(
         self,
@@ -47,6 +53,7 @@ class HttpMirror:
         self._on_request = on_request
         self._session: requests.Session | None = None
         self._guard = Guard()
+        self._opening = threading.Lock()
 
     @property
     def name(self) -> str:
@@ -247,13 +254,20 @@ class HttpMirror:
                 raw.read(1)
 
     def _opened_session(self) -> requests.Session:
-        if self._session is None:
-            import requests
+        with self._opening:
+            if self._session is None:
+                from http.cookiejar import DefaultCookiePolicy
 
-            self._session = requests.Session()
-            for scheme in ("https://", "http://"):
-                self._session.mount(scheme, guarded_adapter(self._guard))
-        return self._session
+                import requests
+
+                session = requests.Session()
+                session.cert = self._client_cert
+                # Cookies are the only thing of a session that a response changes, and threads share this one.
+                session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+                for scheme in ("https://", "http://"):
+                    session.mount(scheme, guarded_adapter(self._guard, pool_maxsize=CONNECTIONS))
+                self._session = session
+            return self._session
 
     def close(self) -> None:
         """Close the kept connections."""

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from updater.errors import InvalidDocument
+from updater.format.transport import Transport
 from updater.schema import (
     HexBytes,
     LengthBytes,
@@ -72,6 +73,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     uki: Artifact
     addons: Annotated[list[Addon], limited("list at most 16 addons", max_length=16)] = []
     sbom: Artifact | None = None
+    transport: Transport | None = None
 
     def __post_init__(self) -> None:
         root = self.root

@@ -18,8 +18,8 @@ PIECE_BYTES = 1 << 18
 class Timeouts:
     """How long a server may take, in seconds of waiting for it (our own work does not count).
 
-    A connection that brings less than `slowest_bytes_per_s` over `stall_s` has stalled. A whole call, its retries and
-    pauses included, may wait `grace_s` and the time that its bytes take at the slowest rate.
+    A connection that brings less than `slowest_bytes_per_s` over `stall_s` has stalled. A whole call may wait for each
+    mirror, its retries and pauses included, `grace_s` and the time that its bytes take at the slowest rate.
     """
 
     connect_s: float = 10.0
@@ -41,7 +41,7 @@ class MirrorFailure(NetworkFailure):
 
 
 class Budget:
-    """The time that one call may still wait for servers."""
+    """The time that one call may still wait for one mirror."""
 
     def __init__(self, allowed_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.left_s = allowed_s

@@ -70,6 +70,10 @@ class _Range:
             os.close(self._file)
             raise
 
+    @property
+    def read_back(self) -> str:
+        return "O_DIRECT" if self._direct else "fsync and POSIX_FADV_DONTNEED"
+
     def get(self, offset: int, length: int, alignment: int) -> bytes:
         self._check(offset, length, alignment)
         if self._direct:
@@ -184,6 +188,11 @@ class FileBlocks:
     def length_bytes(self) -> int:
         """Return the partition's length, rounded down to whole blocks."""
         return self._range.length_bytes // ALIGNMENT * ALIGNMENT
+
+    @property
+    def read_back(self) -> str:
+        """Return how reads after `flush` come from the medium."""
+        return self._range.read_back
 
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes at `offset`; safe in several threads at once."""

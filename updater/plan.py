@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from updater.boot.protocol import BootFile
 from updater.errors import EnvironmentFailure, UpdaterError
 from updater.manifest import Manifest
 from updater.policy import Target
-from updater.records import ReleaseRecord
+from updater.records import UKI_NAME, ReleaseRecord
 from updater.slots import Slot
+from updater.ways import Choice, Cost
 
 STAGE_STEPS: tuple[tuple[str, str], ...] = (
     ("prove-fallback", "read the whole running slot and its boot files against their hashes"),
     ("record-intent", "write down which release goes into which slot"),
     ("settle-fallback", "make the running release's boot entry one that cannot go bad"),
     ("withdraw-slot", "take away the other slot's boot entry and boot files"),
-    ("fill-slot", "fetch what the slot lacks, prove each block, write it, read the whole slot back"),
+    ("fill-slot", "fetch what the slot lacks, prove it, write what differs, read the whole slot back"),
     ("label-slot", "give the slot's partitions the PARTUUIDs of the root hash, one GPT copy after the other"),
     ("place-boot-files", "fetch the boot files, prove them, write them to the ESP, read them back"),
     ("record-staged", "write down that the release is staged"),
@@ -60,6 +61,26 @@ class Plan:
     checks: tuple[Check, ...]
     download_bytes_at_most: int
     steps: tuple[tuple[str, str], ...] = STAGE_STEPS
+    image_ways: tuple[Cost, ...] = ()
+    image_choice: Choice | None = None
+    uki_ways: tuple[Cost, ...] = ()
+    uki_choice: Choice | None = None
+
+    def with_ways(
+        self, image: tuple[Cost, ...], image_choice: Choice, uki: tuple[Cost, ...], uki_choice: Choice
+    ) -> Plan:
+        """Return the plan with the ways in which image and UKI can come, and the download that the chosen ones take."""
+        addons = sum(file.length_bytes for file in self.release.files if file.name != UKI_NAME)
+        taken = [cost for cost in image if cost.way is image_choice.taken]
+        taken += [cost for cost in uki if cost.way is uki_choice.taken]
+        return replace(
+            self,
+            image_ways=image,
+            image_choice=image_choice,
+            uki_ways=uki,
+            uki_choice=uki_choice,
+            download_bytes_at_most=addons + sum(cost.fetch_bytes for cost in taken),
+        )
 
     def refuse_unless_possible(self) -> None:
         """Raise EnvironmentFailure with the sums of the first check that does not hold."""

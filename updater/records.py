@@ -185,8 +185,21 @@ class VerdictRecord(msgspec.Struct, frozen=True):
     evidence: str | None = None
 
 
+class BarredWay(msgspec.Struct, frozen=True):
+    """A way of fetching that failed for good with this release on this node; `file` is `image` or a boot file's name.
+
+    A network error never bars: what failed here fails again however often it is tried.
+    """
+
+    way: str
+    file: str
+    reason: str
+    sentence: str
+    at: UtcText
+
+
 class Update(msgspec.Struct, frozen=True):
-    """One update from its first byte to its verdict."""
+    """One update from its first byte to its verdict; `barred` are ways of fetching that need not be tried again."""
 
     id: str
     release: ReleaseRecord
@@ -202,6 +215,7 @@ class Update(msgspec.Struct, frozen=True):
     trial_boots: list[str] = []
     baseline: dict[str, Any] | None = None
     verdict: VerdictRecord | None = None
+    barred: list[BarredWay] = []
 
 
 class Aftermath(msgspec.Struct, frozen=True):

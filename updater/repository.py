@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from updater.config import Config
 from updater.errors import EnvironmentFailure, NetworkFailure, Refused, Untrusted
+from updater.format.transport import Transport
 from updater.manifest import Manifest, Root, Withdrawn
 from updater.node.protocol import Node
-from updater.records import FileRecord, ReleaseRecord, release_record
+from updater.records import ReleaseRecord, release_record
 from updater.store import utc_time
 
 if TYPE_CHECKING:
@@ -85,12 +86,9 @@ class Repository:
         """Return the sources of a release's blocks, one for each mirror, the best first."""
         return [RepositoryImage(fetcher, root) for fetcher in self.fetcher.per_mirror()]
 
-    def blobs(self, file: FileRecord) -> list[tuple[str, Iterator[bytes]]]:
-        """Return (mirror, a boot file's bytes as it serves them) for each mirror: not trusted until hashed."""
-        path = f"blobs/{file.sha256[:2]}/{file.sha256}"
-        return [
-            (fetcher.mirrors[0], fetcher.stream(path, 0, file.length_bytes)) for fetcher in self.fetcher.per_mirror()
-        ]
+    def transport(self, manifest: Manifest) -> Transport:
+        """Return how a release travels."""
+        return manifest.transport or Transport()
 
 
 def from_any(attempts: Iterable[Callable[[], T]]) -> T:
@@ -128,6 +126,7 @@ def open_repository(node: Node, *, built: str | None) -> Iterator[Repository]:
         client_cert=certificate,
         headers=network.headers,
         timeouts=Timeouts(connect_s=network.connect_s, stall_s=network.stall_s, grace_s=network.grace_s),
+        rate_limit=network.rate_limit,
     )
     floor = utc_time(built) if built else datetime.fromtimestamp(0, tz=UTC)
     trust = Trust(node.trust, fetcher, bootstrap_roots=node.bootstrap_roots(), now=node.now, time_floor=floor)

@@ -31,10 +31,15 @@ _ALIGN = 1 << 20
 _SECTOR = 512
 
 
-def make_factory_disk(release: BuiltRelease, disk: Path, tools: ToolTree, *, seed: str = "factory") -> None:
-    """Write a disk of the release's first layout to `disk`; all its UUIDs follow from the seed and the release."""
+def make_factory_disk(
+    release: BuiltRelease, disk: Path, tools: ToolTree, *, seed: str = "factory", layout: Layout | None = None
+) -> None:
+    """Write a disk to `disk`; all its UUIDs follow from the seed and the release.
+
+    `layout` stands for the release's first one, for images that do not fit into its partitions.
+    """
     with_tools(tools)
-    layout = load_layout(release.manifest.layouts[0])
+    layout = layout or load_layout(release.manifest.layouts[0])
     log.info("disk: %s after layout %s", disk.name, layout.name)
     offsets = _partition(layout, release, disk, seed)
     data, hashes = layout.partition("data", Slot.A), layout.partition("hash", Slot.A)

@@ -9,17 +9,18 @@ import msgspec
 
 from updater.boot.protocol import Entry
 from updater.cli.output import Report
-from updater.errors import ExitCode, NetworkFailure, NothingToDo, UpdaterError
+from updater.cli.planned import plan_report
+from updater.errors import NetworkFailure, NothingToDo, UpdaterError
 from updater.explain import Outlook
 from updater.explain import explain as explained
 from updater.facts import Facts
-from updater.plan import Plan, sizes
 from updater.policy import holding, quarantine_sentence
 from updater.repository import Repository, open_repository
 from updater.situation import Situation, decide, running_is_proven
 from updater.slots import Slot
 from updater.steps.session import Session
 from updater.steps.stage import plan_stage, refuse_in_situation
+from updater.steps.ways import worked_out
 from updater.store import utc_text
 
 if TYPE_CHECKING:
@@ -142,43 +143,11 @@ def plan(args: argparse.Namespace, session: Session) -> Report:
     refuse_in_situation(facts)
     with open_repository(session.node, built=built(facts)) as repository:
         renew(session, repository, facts)
-        made, _ = plan_stage(session, repository, session.facts(), to=args.to)
+        facts = session.facts()
+        made, manifest = plan_stage(session, repository, facts, to=args.to)
+        with worked_out(session, repository, facts, manifest, made.release, thorough=True) as ways:
+            made = ways.planned(made)
     return plan_report(made)
-
-
-def plan_report(made: Plan) -> Report:
-    """Return a plan as data and as lines."""
-    possible = all(item.holds for item in made.checks)
-    lines = [
-        f"release {made.release.version} into slot {made.slot}, beside release {made.from_version} in slot "
-        f"{made.from_slot}: {made.target.why}",
-        f"fetches at most {sizes(made.download_bytes_at_most)}; what the slot holds already is not fetched again",
-    ]
-    for item in made.checks:
-        mark = "fits" if item.holds else "DOES NOT FIT"
-        lines.append(f"{item.name}: {sizes(item.needed_bytes)} of {sizes(item.available_bytes)}: {mark}")
-    lines += [f"{number}. {name}: {sentence}" for number, (name, sentence) in enumerate(made.steps, 1)]
-    data = {
-        "format": 1,
-        "release": made.release.version,
-        "deliberate": made.target.deliberate,
-        "why": made.target.why,
-        "from": {"release": made.from_version, "slot": made.from_slot.value},
-        "slot": made.slot.value,
-        "possible": possible,
-        "download_bytes_at_most": made.download_bytes_at_most,
-        "checks": [
-            {
-                "name": item.name,
-                "needed_bytes": item.needed_bytes,
-                "available_bytes": item.available_bytes,
-                "holds": item.holds,
-            }
-            for item in made.checks
-        ],
-        "steps": [{"name": name, "does": sentence} for name, sentence in made.steps],
-    }
-    return Report(data, lines, ExitCode.DONE if possible else ExitCode.ENVIRONMENT)
 
 
 def explain(args: argparse.Namespace, session: Session) -> Report:

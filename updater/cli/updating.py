@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from updater.cli.looking import built, plan_report, renew, status_data
+from updater.cli.looking import built, renew, status_data
 from updater.cli.output import Report
+from updater.cli.planned import plan_report
 from updater.errors import NetworkFailure, NothingToDo, Refused, UpdaterError
 from updater.health_plugin import HealthPlugin, find_health_plugin
 from updater.policy import holding

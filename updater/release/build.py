@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from updater.errors import InvalidDocument
+from updater.errors import InvalidDocument, Refused
 from updater.manifest import Artifact, Manifest, Root, parse_manifest
 from updater.release.cpio import write_cpio
 from updater.release.erofs import extract_root_image, make_root_image, pad_to_blocks
 from updater.release.hashtree import HashTree, make_hash_tree
 from updater.release.image_checks import check_root_tree, require_sound
+from updater.release.plain_initrd import write_plain_initrd
 from updater.release.root_tree import RootTree, open_root_tree, read_text
 from updater.release.sbom import installed_packages, make_sbom, vendor_of
 from updater.release.uki import DEADLINES, SecureBoot, UkiParts, make_uki
@@ -27,6 +28,9 @@ from updater.release.unit_layer import initrd_overlay
 from updater.schema import encode_json
 
 log = logging.getLogger(__name__)
+
+# An ESP of 192 MiB without its file system, loader, entries and addons.
+_ESP_BYTES_FOR_UKIS = 176 << 20
 
 # Every UUID of a release is derived under this one, so that the same inputs give the same root hash.
 _NAMESPACE = uuid.UUID("5f0c3d0e-6f0e-5d53-9a3a-7a6a5b1f4c2e")
@@ -37,7 +41,8 @@ class BuildInputs:
     """What a release is made of; `root` is a tree (folder or tar), or a ready image where `root_is_image`.
 
     The kernel and the initrds come from outside the tree, since each vendor builds them differently; the updater's
-    deadlines are appended to the initrds. `checked` is false only for images that are meant to be broken.
+    deadlines are appended to the initrds. With `plain_initrd` the UKI holds them uncompressed: see
+    docs/decisions/0008. `checked` is false only for images that are meant to be broken.
     """
 
     version: str
@@ -55,6 +60,7 @@ class BuildInputs:
     command_line: Sequence[str] = ()
     stub: Path | None = None
     signing: SecureBoot | None = None
+    plain_initrd: bool = False
     checked: bool = True
 
 
@@ -134,19 +140,36 @@ def _build_uki(inputs: BuildInputs, folder: Path, os_release: bytes, root_hash: 
     overlay.write_bytes(deadlines)
     osrel = folder / "os-release"
     osrel.write_bytes(os_release)
+    initrds = list(inputs.initrds)
+    if inputs.plain_initrd:
+        initrds = [folder / f"initrd.{number}" for number in range(len(inputs.initrds))]
+        for initrd, plain in zip(inputs.initrds, initrds, strict=True):
+            write_plain_initrd(initrd, plain)
     parts = UkiParts(
         kernel=inputs.kernel,
-        initrds=[*inputs.initrds, overlay],
+        initrds=[*initrds, overlay],
         command_line=command_line(root_hash, inputs.panic_s, inputs.command_line),
         os_release=osrel,
         stub=inputs.stub,
         kernel_version=inputs.kernel_version,
     )
     make_uki(parts, folder / "uki.efi", mtime_s=mtime_s, signing=inputs.signing)
-    overlay.unlink()
-    osrel.unlink()
+    for made in {overlay, osrel, *initrds} - set(inputs.initrds):
+        made.unlink()
+    if inputs.plain_initrd:
+        _require_room_on_the_esp(folder / "uki.efi")
     if inputs.checked:
         require_sound(check_uki(folder / "uki.efi", root_hash, deadlines), "uki.efi")
+
+
+def _require_room_on_the_esp(uki: Path) -> None:
+    length = uki.stat().st_size
+    if 2 * length > _ESP_BYTES_FOR_UKIS:
+        raise Refused(
+            f"with its initrd unpacked the UKI has {length} bytes, and an ESP must hold two",
+            mend="build without --plain-initrd, or make the initrd smaller",
+            reason="uki-too-large",
+        )
 
 
 def _manifest(

@@ -39,6 +39,11 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="initrd (default: the tree's for that kernel); given again, later ones override earlier ones",
     )
+    parser.add_argument(
+        "--plain-initrd",
+        action="store_true",
+        help="unpack the initrd into the UKI: larger on the ESP, a fraction of it in the next delta",
+    )
     parser.add_argument("--append", action="append", default=[], metavar="WORD", help="add to the command line")
     parser.add_argument("--panic-seconds", type=int, default=10, metavar="N", help="panic= (default: %(default)s)")
     parser.add_argument("--layout", action="append", default=[], metavar="NAME", help="layout (default: dps-root)")
@@ -80,6 +85,7 @@ def run_build(args: argparse.Namespace) -> int:
                 signing=SecureBoot(args.secure_boot_key, args.secure_boot_certificate)
                 if args.secure_boot_key
                 else None,
+                plain_initrd=args.plain_initrd,
                 checked=not args.unchecked,
             )
         )

@@ -45,6 +45,9 @@ example:
 Each folder is an output of `acl-release build`. Every file is proven against its manifest, images block by block, and
 becomes visible with one last flushed write. Publishing the same again changes nothing; a version that is published
 with other bytes is refused.
+
+First what nodes fetch is made (docs/release-format.md): compressed frames, a pack of the blocks that are new, and
+deltas from the releases before. This takes some minutes of all processors.
 """
 
 _WITHDRAW = """\
@@ -109,6 +112,16 @@ def parser() -> argparse.ArgumentParser:
     add_build_arguments(add("build", "make a release from a root tree or a root image"))
     publish = add("publish", "publish built releases", _PUBLISH)
     publish.add_argument("folders", nargs="+", type=Path, metavar="OUT_DIR", help="an output folder of build")
+    publish.add_argument(
+        "--deltas",
+        type=_count,
+        default=3,
+        metavar="N",
+        help="make deltas from the N releases before it (default: %(default)s)",
+    )
+    publish.add_argument("--no-frames", action="store_true", help="let whole images travel uncompressed")
+    publish.add_argument("--no-packs", action="store_true", help="make no packs: nodes without a delta fetch it whole")
+    publish.add_argument("--plain", action="store_true", help="make nothing of this: image and UKI travel as they are")
     promote = add("promote", "let a channel offer a release")
     promote.add_argument("release", metavar="VERSION")
     promote.add_argument("--channel", required=True, metavar="NAME")
@@ -164,6 +177,12 @@ def _fill(target: argparse.ArgumentParser, *, suppress: bool) -> None:
     target.add_argument(
         "-v", "--verbose", action="store_true", default=argparse.SUPPRESS if suppress else False, help="say more"
     )
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) > 32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 32")
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

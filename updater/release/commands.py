@@ -16,7 +16,9 @@ from typing import Any
 from updater.errors import ExitCode, InvalidDocument, Refused, UpdaterError
 from updater.release import channels, create, publish, renew, rotate, settings
 from updater.release.keys import PASSPHRASE_VARIABLE, KeyRing, new_names, passphrase_from_environment
+from updater.release.progress import Bars
 from updater.release.repository import Repository, opened, utc_now
+from updater.release.transport import Ways
 from updater.trust.accepted import utc_text, utc_time
 from updater.versions import Version
 
@@ -69,8 +71,9 @@ def _repo_init(args: argparse.Namespace) -> int:
 
 
 def _publish(args: argparse.Namespace) -> int:
-    with _opened(args) as repository:
-        done = publish.publish(repository, args.folders)
+    ways = None if args.plain else Ways(frames=not args.no_frames, reuse=not args.no_packs, deltas=args.deltas)
+    with _opened(args) as repository, Bars() as bars:
+        done = publish.publish(repository, args.folders, ways, bars)
     lines = [
         f"{item.version}: published, {_megabytes(item.bytes_written)}"
         if item.new

@@ -1,4 +1,4 @@
-"""Publishing of built releases: bytes first, then the metadata that makes them visible."""
+"""Publishing of built releases: what they travel in, then bytes, then the metadata that makes them visible."""
 
 from __future__ import annotations
 
@@ -9,15 +9,24 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from updater.errors import EnvironmentFailure, InvalidDocument, Refused
-from updater.files import CHUNK_BYTES, Directory, explained
+from updater.files import CHUNK_BYTES, Directory, MountedDirectory, explained
+from updater.format.pins import pins
+from updater.format.transport import Index
 from updater.manifest import BLOCK_BYTES, Artifact, Manifest, Root, parse_manifest
+from updater.release.frames import Progress
 from updater.release.repository import Repository
-from updater.schema import MAX_DOCUMENT_BYTES
+from updater.release.transport import Stored, Ways, make_transport, quiet
+from updater.schema import MAX_DOCUMENT_BYTES, encode_json
 from updater.verity import build_tree
 from updater.versions import Version
 
 log = logging.getLogger(__name__)
+
+TRANSPORT = "transport"
+"""The folder of a build in which frames, packs and deltas are collected."""
 
 Proof = Callable[[Iterator[bytes]], str]
 
@@ -59,7 +68,23 @@ class Build:
         ]
         if manifest.sbom is not None:
             found.append(_blob(self.folder / "sbom.cdx.json", manifest.sbom))
-        return found
+        return found + self.transport_files()
+
+    def transport_files(self) -> list[File]:
+        """Return the files in which the release travels."""
+        if self.manifest.transport is None:
+            return []
+        return [
+            _pinned(self.folder / TRANSPORT / digest, length, digest)
+            for digest, length in pins(self.manifest.transport).items()
+        ]
+
+    def same_as(self, published: bytes) -> bool:
+        """Tell whether a published manifest is this release's, however that travels."""
+        if self.raw == published:
+            return True
+        manifest = parse_manifest(published, "the published manifest")
+        return self.manifest.transport is None and replace(manifest, transport=None) == self.manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,21 +120,33 @@ def read_build(folder: Path) -> Build:
     return build
 
 
-def publish(repository: Repository, folders: Sequence[Path]) -> list[Published]:
+def publish(
+    repository: Repository, folders: Sequence[Path], ways: Ways | None = None, progress: Progress = quiet
+) -> list[Published]:
     """Publish builds as one revision; return what became of each.
 
-    The same build again changes nothing, and mends what an interrupted run left. Raises Refused (`version-exists`)
-    when a version is published with another manifest, InvalidDocument when a file is not what its manifest says;
-    nothing is visible then.
+    `ways` says how they shall travel, besides as they are; what is made for it is kept in the build's `transport`
+    folder. The same build again changes nothing, and mends what an interrupted run left. Raises Refused
+    (`version-exists`) when a version is published with another manifest, InvalidDocument when a file is not what its
+    manifest says; nothing is visible then.
     """
-    builds = [read_build(folder) for folder in folders]
-    for build in builds:
-        _refuse_other_bytes(repository, build)
+    read = [read_build(folder) for folder in folders]
+    builds = list(read)
+    published = [_published(repository, build) for build in builds]
     for first, second in itertools.combinations(builds, 2):
         if first.manifest.release == second.manifest.release and first.raw != second.raw:
             raise _version_exists(second.manifest.version, str(first.folder))
     _refuse_no_space(repository.folder, builds)
     written = [sum(_place(repository.folder, file) for file in build.files()) for build in builds]
+    # In the order of versions: a release is made from those before it.
+    for number in sorted(range(len(builds)), key=lambda number: builds[number].manifest.release):
+        raw = published[number]
+        if raw is not None:
+            builds[number] = Build(builds[number].folder, parse_manifest(raw, "the published manifest"), raw)
+        elif ways is not None:
+            builds[number] = _travelling(repository, builds[number], builds, ways, progress)
+        if builds[number].raw != read[number].raw:
+            written[number] += sum(_place(repository.folder, file) for file in builds[number].transport_files())
     new = [repository.put_target(f"manifests/{build.manifest.version}.json", build.raw) for build in builds]
     repository.publish()
     return [
@@ -118,13 +155,56 @@ def publish(repository: Repository, folders: Sequence[Path]) -> list[Published]:
     ]
 
 
-def _refuse_other_bytes(repository: Repository, build: Build) -> None:
+def _travelling(repository: Repository, build: Build, builds: Sequence[Build], ways: Ways, progress: Progress) -> Build:
+    """Return the build with a manifest that says how it travels; its image lies in the repository already."""
+    folder = repository.folder
+    if not isinstance(folder, MountedDirectory):
+        return build
+    manifests = {Version(other.manifest.version): other.manifest for other in builds}
+    for version in repository.versions():
+        raw = repository.target(f"manifests/{version}.json")
+        if raw is not None:
+            manifests[Version(version)] = parse_manifest(raw, f"manifests/{version}.json")
+    withdrawn = {Version(item.version) for item in repository.withdrawn().releases}
+    earlier = [
+        manifests[version]
+        for version in sorted(manifests, reverse=True)
+        if version < build.manifest.release
+        and version not in withdrawn
+        and manifests[version].image_id == build.manifest.image_id
+    ]
+
+    def stored(manifest: Manifest) -> Stored:
+        digest = manifest.uki.sha256
+        return Stored(
+            manifest,
+            folder.base / f"images/{manifest.root.root_hash}/data",
+            folder.base / f"blobs/{digest[:2]}/{digest}",
+        )
+
+    def read_index(index: Index) -> bytes:
+        return folder.read(index.path, limit_bytes=index.length_bytes) or b""
+
+    log.info("publish: how %s travels", build.manifest.version)
+    transport = make_transport(
+        stored(build.manifest), [stored(old) for old in earlier], read_index, build.folder / TRANSPORT, ways, progress
+    )
+    raw = encode_json(replace(build.manifest, transport=transport))
+    # The constructor checks no limits: read it as a node will.
+    return Build(build.folder, parse_manifest(raw, "manifest.json"), raw)
+
+
+def _published(repository: Repository, build: Build) -> bytes | None:
+    """Return the manifest under which the build is published, None when it is not; refuse other bytes."""
+    found = None
     for version in repository.versions():
         # 1.0 and 1.0.0 are the same release to every node.
         if Version(version) != build.manifest.release:
             continue
-        if version != build.manifest.version or repository.target(f"manifests/{version}.json") != build.raw:
+        found = repository.target(f"manifests/{version}.json")
+        if version != build.manifest.version or found is None or not build.same_as(found):
             raise _version_exists(build.manifest.version, f"the repository, as {version}")
+    return found
 
 
 def _version_exists(version: str, where: str) -> Refused:
@@ -170,13 +250,15 @@ def _chunks(source: Path) -> Iterator[bytes]:
 
 
 def _blob(source: Path, artifact: Artifact) -> File:
-    digest = artifact.sha256
+    return _pinned(source, artifact.length_bytes, artifact.sha256)
 
+
+def _pinned(source: Path, length_bytes: int, digest: str) -> File:
     def proof(chunks: Iterator[bytes]) -> str:
         found = _sha256(chunks)
         return "" if found == digest else f"has SHA-256 {found}, and the manifest says {digest}"
 
-    return File(source, f"blobs/{digest[:2]}/{digest}", artifact.length_bytes, proof)
+    return File(source, f"blobs/{digest[:2]}/{digest}", length_bytes, proof)
 
 
 class _Verity:

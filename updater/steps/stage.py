@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from updater.boot.protocol import BootFile
-from updater.errors import InvalidDocument, NothingToDo, Refused, Untrusted
+from updater.errors import InvalidDocument, NothingToDo, Refused
 from updater.facts import Facts
 from updater.manifest import Manifest
 from updater.plan import Plan, boot_files, make_plan
 from updater.policy import Target, choose, refuse_unfit
 from updater.progress import step
 from updater.records import UKI_NAME, FileRecord, Journal, ReleaseRecord, Update
-from updater.repository import Repository, from_any
+from updater.repository import Repository
 from updater.situation import Situation, decide
 from updater.steps.proofs import prove_boot_files, prove_fallback
 from updater.steps.session import Session
+from updater.steps.ways import WorkedOut, worked_out
 
 CHUNK_BYTES = 1 << 20
 
@@ -102,11 +101,13 @@ def stage(session: Session, repository: Repository, *, to: str | None) -> Plan:
             reason="already-staged",
         )
     plan.refuse_unless_possible()
-    _execute(session, repository, facts, plan, manifest)
+    with worked_out(session, repository, facts, manifest, plan.release, thorough=False) as ways:
+        plan = ways.planned(plan)
+        _execute(session, facts, plan, ways)
     return plan
 
 
-def _execute(session: Session, repository: Repository, facts: Facts, plan: Plan, manifest: Manifest) -> None:
+def _execute(session: Session, facts: Facts, plan: Plan, ways: WorkedOut) -> None:
     node, reporter, release, slot = session.node, session.reporter, plan.release, plan.slot
     sentences = dict(plan.steps)
 
@@ -148,53 +149,49 @@ def _execute(session: Session, repository: Repository, facts: Facts, plan: Plan,
         node.boot.withdraw(slot)
 
     with step(reporter, "fill-slot", sentences["fill-slot"]) as said:
-        said.append(_fill(session, repository, manifest, release, plan))
+        said.append(_fill(session, release, plan, ways))
 
     with step(reporter, "label-slot", sentences["label-slot"]):
         node.label_slot(slot, release.root.root_hash)
 
-    with step(reporter, "place-boot-files", sentences["place-boot-files"]):
+    with step(reporter, "place-boot-files", sentences["place-boot-files"]) as said:
         for file, shape in zip(release.files, boot_files(release), strict=True):
-            _place(session, repository, plan, file, shape)
+            said.append(_place(session, plan, ways, file, shape))
         prove_boot_files(session, slot, release)
 
     with step(reporter, "record-staged", sentences["record-staged"]):
+        # Ways that were barred meanwhile stand in the journal on the disk.
+        update = session.store.journal().update or update
         staged = msgspec.structs.replace(update, staged=session.stamp())
         session.store.write_journal(msgspec.structs.replace(journal, phase="staged", update=staged))
         session.record("staged", f"slot {slot} holds release {release.version}, proven", release=release, slot=slot)
 
 
-def _fill(session: Session, repository: Repository, manifest: Manifest, release: ReleaseRecord, plan: Plan) -> str:
-    from updater.writer import fill_slot
-
+def _fill(session: Session, release: ReleaseRecord, plan: Plan, ways: WorkedOut) -> str:
     data = session.node.blocks(plan.slot, "data", writable=True)
     try:
         hashes = session.node.blocks(plan.slot, "hash", writable=True)
         try:
-            written = from_any(
-                partial(fill_slot, source, data, hashes, manifest.root, progress=session.reporter.advance)
-                for source in repository.images(manifest.root)
-            )
+            filled = ways.fill(data, hashes)
+            read_back = data.read_back
         finally:
             hashes.close()
     finally:
         data.close()
+    tried = ", then ".join(way.value for way in filled.ways) or "nothing to fetch"
     return (
-        f"{written.fetched_bytes} bytes fetched, {written.written_bytes} written, {written.kept_bytes} were in place; "
-        f"read back against root hash {release.root.root_hash[:12]}…"
+        f"{tried}: {filled.fetched_bytes} bytes fetched, {filled.written_bytes} written, {filled.kept_bytes} were in "
+        f"place; read back ({read_back}) against root hash {release.root.root_hash[:12]}…"
     )
 
 
-def _place(session: Session, repository: Repository, plan: Plan, file: FileRecord, shape: BootFile) -> None:
+def _place(session: Session, plan: Plan, ways: WorkedOut, file: FileRecord, shape: BootFile) -> str:
     """Fetch one boot file to scratch, prove it, and only then let its bytes reach the ESP."""
     from updater.uki import check_addon, check_uki
 
     with session.node.scratch_folder() as scratch:
         path = scratch / "boot-file"
-        from_any(
-            partial(_fetch, session, mirror, chunks, path, file, plan.release.version)
-            for mirror, chunks in repository.blobs(file)
-        )
+        way = ways.fetch(file, path)
         try:
             if file.name == UKI_NAME:
                 check_uki(path, plan.release, session.node.architecture)
@@ -207,24 +204,7 @@ def _place(session: Session, repository: Repository, plan: Plan, file: FileRecor
                 reason="unsound-boot-file",
             ) from error
         session.node.boot.place(plan.slot, shape, _chunks(path))
-
-
-def _fetch(session: Session, mirror: str, chunks: Iterator[bytes], path: Path, file: FileRecord, version: str) -> None:
-    digest = hashlib.sha256()
-    done = 0
-    with path.open("wb") as out:
-        for chunk in chunks:
-            digest.update(chunk)
-            out.write(chunk)
-            done += len(chunk)
-            session.reporter.advance(done, file.length_bytes)
-    if done != file.length_bytes or digest.hexdigest() != file.sha256:
-        raise Untrusted(
-            f"{file.name} of release {version} does not match its manifest ({done} bytes, sha256 "
-            f"{digest.hexdigest()[:12]}… instead of {file.sha256[:12]}…), served by {mirror}",
-            mend="use another mirror; nothing unproven was written",
-            reason="blob-mismatch",
-        )
+    return f"{file.name}: {way.value}"
 
 
 def _chunks(path: Path) -> Iterator[bytes]:

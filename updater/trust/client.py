@@ -92,6 +92,8 @@ class Trust:
             except (Untrusted, NetworkFailure) as failure:
                 log.warning("trust: %s", failure)
                 failures.append(failure)
+                # Whoever has old metadata lacks the new release's bytes as well.
+                self._fetcher.avoid(mirror)
                 continue
             return self._accept(proven, mirror, memory)
         # A mirror that serves something wrong says more than one that serves nothing.

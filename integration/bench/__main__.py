@@ -1,0 +1,75 @@
+"""`python -m integration.bench`: run the benchmarks and write their report."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from integration.bench.course import full, quick
+from integration.bench.page import page
+from integration.bench.report import Report, now, ratios, this_machine, update_page
+from integration.bench.run import Bench
+from updater.errors import ExitCode, UpdaterError
+
+TOP = Path(__file__).resolve().parents[2]
+PAGE = TOP / "docs/benchmarks.md"
+_QUICK_S = 150.0
+
+
+def main() -> int:
+    """Run what the command line asks for; return the exit code."""
+    args = _arguments()
+    logging.basicConfig(
+        level=logging.WARNING if args.quick and not args.verbose else logging.INFO,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+    # A stopped run leaves no namespaces behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(int(ExitCode.INTERRUPTED)))
+    course = quick() if args.quick else full(args.runs, args.sizes, args.pairs)
+    began, clock, load = now(), time.monotonic(), os.getloadavg()[0]
+    try:
+        bench = Bench(args.folder, args.only, args.deadline or (_QUICK_S if args.quick else None))
+        record = bench.go(course)
+    except UpdaterError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        return int(ExitCode.INTERRUPTED)
+    machine = this_machine(args.folder, load)
+    report = Report(course.name, began, time.monotonic() - clock, machine, bench.versions, record)
+    name = "report" if not args.quick else "quick"
+    (args.folder / f"{name}.json").write_text(report.as_json())
+    (args.folder / f"{name}.html").write_text(page(report))
+    if args.quick:
+        print(ratios(report), end="")
+    else:
+        print(report.as_markdown(), end="")
+        if args.write_page:
+            update_page(PAGE, report.as_markdown())
+    print(f"\n{args.folder / name}.html, {name}.json", file=sys.stderr)
+    return int(ExitCode.DONE)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m integration.bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="the small pair once, ratios only, under three minutes")
+    parser.add_argument("--folder", type=Path, default=TOP / "build/bench", help="where it works (default build/bench)")
+    parser.add_argument("--runs", type=int, default=3, metavar="N", help="how often each local update is repeated")
+    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="only these contenders")
+    parser.add_argument("--pairs", nargs="*", default=["S", "K"], metavar="PAIR", help="the pairs (default S K)")
+    parser.add_argument("--sizes", nargs="*", type=int, default=[256, 1024, 2048, 5120], metavar="MIB")
+    parser.add_argument("--deadline", type=float, metavar="S", help="begin no update after so many seconds")
+    parser.add_argument("--write-page", action="store_true", help="put the tables into docs/benchmarks.md")
+    parser.add_argument("-v", "--verbose", action="store_true")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

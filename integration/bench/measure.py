@@ -1,0 +1,135 @@
+"""What a command costs: time, processor, memory of all its processes, bytes written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from updater.errors import EnvironmentFailure
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_SAMPLE_S = 0.02
+_OUTPUT_BLOCK_BYTES = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The cost of a command with all processes that it started.
+
+    `rss_bytes` is the largest sum of resident memory that was seen at one moment, or that of the largest process where
+    this is more; `written_bytes` is what was put into files, before the disk's own caching.
+    """
+
+    wall_s: float
+    cpu_s: float
+    rss_bytes: int
+    written_bytes: int
+    killed: bool = False
+
+
+def run_measured(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    folder: Path,
+    timeout_s: float = 1800.0,
+    stop_when: Callable[[], bool] | None = None,
+    also: Iterable[int] = (),
+) -> Usage:
+    """Run a command to its end and return its cost; raise EnvironmentFailure when it fails.
+
+    `stop_when` is asked every 20 ms; once it is true, the command's process group is killed at once. `also` are other
+    processes (a service) whose memory counts.
+    """
+    log = folder / "output.log"
+    killed = False
+    with log.open("ab") as output:
+        began = time.monotonic()
+        process = subprocess.Popen(
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=dict(env),
+            cwd=folder,
+            start_new_session=True,
+        )
+        ended = threading.Event()
+        peak = [0]
+        stop = [False]
+        members: list[int] = []
+
+        def watch() -> None:
+            while not ended.wait(_SAMPLE_S):
+                peak[0] = max(peak[0], sum(resident_bytes(pid) for pid in [*family(process.pid), *also]))
+                late = time.monotonic() - began > timeout_s
+                if late or (stop_when is not None and stop_when()):
+                    stop[0] = True
+                    members.extend(family(process.pid))
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+                    return
+
+        watcher = threading.Thread(target=watch, name="watch")
+        watcher.start()
+        try:
+            _, status, used = os.wait4(process.pid, 0)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+        finally:
+            wall_s = time.monotonic() - began
+            ended.set()
+            watcher.join()
+        process.returncode = os.waitstatus_to_exitcode(status)
+        # What was killed may still be letting go of its files, and the next start must not meet it.
+        while any(resident_bytes(pid) for pid in members):
+            time.sleep(_SAMPLE_S)
+    killed = stop[0]
+    if process.returncode != 0 and not (killed and stop_when is not None):
+        said = log.read_text("utf-8", "replace")[-600:]
+        raise EnvironmentFailure(
+            f"`{' '.join(argv)[:300]}` failed ({process.returncode}): {said}", mend="see its log", reason="tool-failed"
+        )
+    return Usage(
+        wall_s,
+        used.ru_utime + used.ru_stime,
+        max(peak[0], used.ru_maxrss * 1024),
+        used.ru_oublock * _OUTPUT_BLOCK_BYTES,
+        killed,
+    )
+
+
+def family(pid: int) -> list[int]:
+    """Return a process and all its living descendants."""
+    found = [pid]
+    for parent in found:
+        try:
+            for task in Path(f"/proc/{parent}/task").iterdir():
+                found += [int(word) for word in (task / "children").read_text().split()]
+        except OSError:
+            continue
+    return found
+
+
+def resident_bytes(pid: int) -> int:
+    """Return a process's resident memory now, 0 when it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
+    except (OSError, IndexError):
+        return 0
+
+
+def forget(path: Path) -> None:
+    """Write a file out and take it out of the page cache, so that the next reader reads the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

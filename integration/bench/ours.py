@@ -1,0 +1,186 @@
+"""Our own updater as a player: `acl-updater stage` on a node's disk, everything from TUF to the UKI included."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from integration.bench.measure import forget, run_measured
+from integration.bench.pairs import NEW
+from integration.bench.player import Ground, Match
+from integration.bench.results import Making, Sample
+from integration.bench.site import (
+    Disk,
+    Site,
+    make_disk,
+    make_site,
+    roomy_layout,
+    stage_command,
+    write_settings,
+)
+from integration.bench.slots import digest, fill, require_same
+from integration.images.tooltree import ToolTree
+from updater.manifest import BLOCK_BYTES
+from updater.slots import Slot
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way of publishing the pair, which leaves the node one way of fetching; options of `acl-release publish`."""
+
+    name: str
+    summary: str
+    older: tuple[str, ...]
+    newer: tuple[str, ...]
+
+
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        Variant(
+            "ours-delta",
+            "ours, from a release for which there is a delta",
+            ("--plain",),
+            ("--deltas", "1", "--no-frames", "--no-packs"),
+        ),
+        Variant(
+            "ours-reuse",
+            "ours, from a release for which there is no delta",
+            ("--deltas", "0", "--no-frames"),
+            ("--deltas", "0", "--no-frames"),
+        ),
+        Variant(
+            "ours-full",
+            "ours, with frames only",
+            ("--plain",),
+            ("--deltas", "0", "--no-packs"),
+        ),
+    )
+}
+
+
+class Ours:
+    """A player that runs the product's own commands."""
+
+    def __init__(self, variant: Variant, match: Match, tools: ToolTree) -> None:
+        """Take the pair and the tools that make disks."""
+        self.name = variant.name
+        self._variant = variant
+        self._match = match
+        self._tools = tools
+        self._folder = match.folder / variant.name
+        self._site = Site(match.served / variant.name)
+        self._disk: Disk | None = None
+        self._expected = ""
+
+    def make(self) -> Making:
+        match = self._match
+        releases = [match.old, match.new]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._site, usage = make_site(
+            match.served / self.name, match.old, match.new, self._variant.older, self._variant.newer
+        )
+        self._disk = make_disk(self._folder, match.old, roomy_layout(self._folder, releases), self._tools)
+        served = sum(path.stat().st_size for path in self._site.repository.rglob("*") if path.is_file())
+        return Making(self.name, match.name, usage.wall_s, usage.cpu_s, usage.rss_bytes, served, False)
+
+    @property
+    def disk(self) -> Disk:
+        """Return the node's disk."""
+        assert self._disk is not None
+        return self._disk
+
+    def reset(self, other_slot: str) -> None:
+        disk, match = self.disk, self._match
+        disk.reset()
+        fill(
+            disk.path,
+            other_slot,
+            match.old.image,
+            match.new.image,
+            offset=disk.offset("data", Slot.B),
+            length=match.length_bytes,
+        )
+        forget(disk.path)
+
+    def update(self, ground: Ground, other_slot: str, stop_when: Callable[[], bool] | None = None) -> Sample:
+        url = f"{ground.url(self._match, self.name)}/repository"
+        settings = write_settings(self._folder / "config.yaml", url, self._site, self.disk)
+        ground.server.traffic()
+        before = ground.server.carried_bytes()
+        log = self._folder / "output.log"
+        log.unlink(missing_ok=True)
+        usage = run_measured(
+            [*ground.namespaces.inside(ground.namespaces.client), *stage_command(self.disk, settings)],
+            env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "HOME": os.environ.get("HOME", "/")},
+            folder=self._folder,
+            stop_when=stop_when,
+        )
+        traffic = ground.server.traffic()
+        blocks = self._match.new.image.stat().st_size // BLOCK_BYTES
+        return Sample(
+            self.name,
+            self._match.name,
+            other_slot,
+            ground.line,
+            usage.wall_s,
+            usage.cpu_s,
+            usage.rss_bytes,
+            usage.written_bytes,
+            traffic.bytes,
+            traffic.requests,
+            ground.server.carried_bytes() - before,
+            parts=by_role(traffic.paths, self._roles()),
+            details={"uki_length_bytes": float(self._match.new.uki.stat().st_size), "blocks": float(blocks)},
+        )
+
+    def _roles(self) -> dict[str, str]:
+        (file,) = (self._site.repository / "targets/manifests").glob(f"*.{NEW}.json")
+        return roles(json.loads(file.read_bytes()))
+
+    def check(self) -> None:
+        length = self._match.new.image.stat().st_size
+        if not self._expected:
+            self._expected = digest(self._match.new.image, length=length)
+        offset = self.disk.offset("data", Slot.B)
+        require_same(self._expected, self.disk.path, offset=offset, length=length, who=self.name)
+
+
+def roles(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return which digests that a manifest names belong to the root and which to the UKI."""
+    found: dict[str, str] = {}
+    transport = manifest.get("transport") or {}
+    for role in ("root", "uki"):
+        for digest_ in _digests(transport.get(role)):
+            found[digest_] = role
+    found[manifest["uki"]["sha256"]] = "uki"
+    return found
+
+
+def _digests(node: object) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(node.get("sha256"), str):
+            yield node["sha256"]
+        for child in node.values():
+            yield from _digests(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from _digests(child)
+
+
+def by_role(paths: Mapping[str, int], known: Mapping[str, str]) -> dict[str, int]:
+    """Add up the bytes of paths by what they are for: metadata, root, uki, other."""
+    found: Counter[str] = Counter()
+    for path, count in paths.items():
+        parts = path.split("/")
+        if "metadata" in parts or "targets" in parts:
+            found["metadata"] += count
+        elif "images" in parts:
+            found["root"] += count
+        else:
+            found[known.get(parts[-1], "other")] += count
+    return dict(found)

@@ -1,0 +1,173 @@
+"""A run's report: report.json for programs, Markdown for docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from integration.bench.run import Record
+from integration.bench.tables import Table, costs, kinds, making, parts_table, resumed, target_table
+from integration.bench.targets import targets
+
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where a run took place; `load` is the load average (one minute) when it began and when it ended."""
+
+    processor: str
+    processors: int
+    memory_bytes: int
+    kernel: str
+    file_system: str
+    load: tuple[float, float]
+
+
+def this_machine(folder: Path, load_before: float) -> Machine:
+    """Describe this machine; `folder` is where the slots lie."""
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    name = next((line.split(":", 1)[1].strip() for line in cpuinfo.splitlines() if line.startswith("model name")), "")
+    return Machine(
+        name or platform.machine(),
+        os.cpu_count() or 1,
+        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        platform.release(),
+        _file_system(folder.resolve()),
+        (round(load_before, 1), round(os.getloadavg()[0], 1)),
+    )
+
+
+def _file_system(folder: Path) -> str:
+    best = ("", "unknown")
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, point, kind, _ = line.split(" ", 3)
+        if folder.is_relative_to(point) and len(point) >= len(best[0]):
+            best = (point, kind)
+    return best[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that one run saw, and where and when."""
+
+    course: str
+    began: datetime
+    took_s: float
+    machine: Machine
+    versions: Mapping[str, str]
+    record: Record
+
+    @property
+    def tables(self) -> list[Table]:
+        """Return the tables, the targets first."""
+        record = self.record
+        pair_s, pair_k = ("S", "K") if {"S", "K"} & set(record.pairs) else ("Q", "Q")
+        found = [target_table(targets(record.samples, record.makings, pair_s, pair_k))]
+        found += [costs(record.samples, *kind) for kind in kinds(record.samples)]
+        found += [resumed(record.samples), parts_table(record.samples), making(record.makings)]
+        return [table for table in found if table.rows]
+
+    def as_json(self) -> str:
+        """Return everything as JSON."""
+        document = {
+            "format": 1,
+            "course": self.course,
+            "began": self.began.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "took_s": round(self.took_s, 1),
+            "machine": asdict(self.machine),
+            "versions": dict(self.versions),
+            **asdict(self.record),
+            "tables": [asdict(table) for table in self.tables],
+        }
+        return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+    def as_markdown(self) -> str:
+        """Return the tables with what must be known to read them."""
+        lines = [*self.circumstances(), ""]
+        for table in self.tables:
+            lines += ["", f"### {table.title}", "", *markdown(table)]
+        lines += ["", "### Not measured, or not as one would wish", "", *(f"- {note}" for note in self.caveats())]
+        return "\n".join(lines) + "\n"
+
+    def circumstances(self) -> list[str]:
+        """Return where, when and on what, as lines of a list."""
+        machine, record = self.machine, self.record
+        lines = [
+            f"- {self.began:%Y-%m-%d %H:%M} UTC, course `{self.course}`, {self.took_s / 60:.0f} minutes",
+            f"- {machine.processor}, {machine.processors} processors, {machine.memory_bytes / 1e9:.0f} GB of memory, "
+            f"Linux {machine.kernel}, slots in files on {machine.file_system}; load average {machine.load[0]} at the "
+            f"start, {machine.load[1]} at the end",
+            "- " + ", ".join(f"{name} {version}" for name, version in sorted(self.versions.items())),
+        ]
+        for name, about in record.pairs.items():
+            updated = about["updated"]
+            count = len(updated) if isinstance(updated, list) else 0
+            old, new, uki = (int(str(about[key])) for key in ("old_bytes", "new_bytes", "uki_bytes"))
+            lines.append(
+                f"- pair {name}: {about['summary']}; {old / 1e6:.1f} → {new / 1e6:.1f} MB, UKI {uki / 1e6:.1f} MB, "
+                f"{count} packages differ"
+            )
+        lines += [f"- line {name}: {made_by}" for name, made_by in record.lines.items()]
+        return lines
+
+    def caveats(self) -> list[str]:
+        """Return what could not be run, and how to read what was."""
+        record = self.record
+        found = [f"{name}: {note}" for name, note in sorted(record.notes.items())]
+        found += [f"{f.contender}, pair {f.pair}, {f.where}: failed ({f.message[:160]})" for f in record.failures]
+        return [" ".join(line.split()) for line in found] or ["nothing"]
+
+
+def markdown(table: Table) -> list[str]:
+    """Return a table as Markdown lines."""
+    head = "| " + " | ".join(table.head) + " |"
+    rule = "| " + " | ".join("---" for _ in table.head) + " |"
+    return [head, rule, *("| " + " | ".join(row) + " |" for row in table.rows)]
+
+
+def update_page(page: Path, measured: str) -> None:
+    """Put `measured` between the page's two marks; raise ValueError when it has none."""
+    text = page.read_text()
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"{page} has no marks {BEGIN} and {END}")
+    before, rest = text.split(BEGIN, 1)
+    page.write_text(f"{before}{BEGIN}\n\n{measured}\n{END}{rest.split(END, 1)[1]}")
+
+
+def ratios(report: Report) -> str:
+    """Return what `bench-quick` prints: ratios, and nothing that depends on this machine."""
+    lines = []
+    for table in report.tables[:1]:
+        widths = [max(len(row[i]) for row in (table.head, *table.rows)) for i in range(len(table.head))]
+        for row in (table.head, *table.rows):
+            lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    lines += _against_image(report)
+    return "\n".join(lines) + "\n"
+
+
+def _against_image(report: Report) -> Sequence[str]:
+    from integration.bench.course import ZEROS
+    from integration.bench.link import LOCAL
+    from integration.bench.results import grouped, spread
+
+    lines = ["", "bytes fetched as a share of the image, and requests (local line, other slot zeros):"]
+    for (name, pair, other_slot, line), found in grouped(report.record.samples).items():
+        if (other_slot, line) != (ZEROS, LOCAL.name) or name == "dd":
+            continue
+        if pair not in report.record.pairs:
+            continue
+        length = int(str(report.record.pairs[pair]["new_bytes"]))
+        share = spread(found, lambda s: s.fetched_bytes - s.parts.get("uki", 0)).middle / length
+        lines.append(f"  {name:<14} {share:8.2%}  {found[-1].requests:>6}")
+    return lines
+
+
+def now() -> datetime:
+    """Return the time in UTC."""
+    return datetime.now(UTC)

@@ -1,0 +1,298 @@
+"""A slot that is being filled group by group: what it holds already, and the proof and writing of what it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from enum import IntEnum
+
+from updater.blocks import Blocks
+from updater.errors import EnvironmentFailure, Untrusted
+from updater.manifest import BLOCK_BYTES, Root
+from updater.verity import (
+    DIGEST_BYTES,
+    GROUP_BLOCKS,
+    GROUP_BYTES,
+    Hasher,
+    Progress,
+    differing,
+    geometry,
+    pieces,
+    require_room,
+    superblock,
+)
+
+_ZERO_BLOCK = bytes(BLOCK_BYTES)
+_ZEROS = bytes(GROUP_BYTES)
+
+
+class State(IntEnum):
+    """What a slot holds where a group of 128 blocks belongs."""
+
+    OTHER = 0
+    ZEROS = 1
+    LEAFLESS = 2
+    """The blocks are in place, and the leaf of the tree over them is not."""
+    PLACED = 3
+
+
+def upper_bytes(root: Root) -> int:
+    """Return the length of the tree above its leaves: 43 KB for an image of 700 MB."""
+    levels = geometry(root).levels
+    return levels[-1].offset_bytes if levels else 0
+
+
+def leaf_digests(upper: bytes, root: Root, source: str) -> bytes:
+    """Prove the tree above its leaves as `source` served it; return the digests of the leaves.
+
+    Raises Untrusted (`block-mismatch`).
+    """
+    hasher = Hasher(bytes.fromhex(root.salt))
+    digests = bytes.fromhex(root.root_hash)
+    for level in geometry(root).levels[:-1]:
+        content = upper[level.offset_bytes : level.offset_bytes + level.blocks * BLOCK_BYTES]
+        expected = digests[: level.blocks * DIGEST_BYTES]
+        found = hasher.digests(content)
+        if len(found) != len(expected) or differing(expected, found):
+            raise Untrusted(
+                f"{source} served a hash tree that does not hang from the signed root hash",
+                mend="use another mirror, or publish the image there again; nothing unproven was written",
+                reason="block-mismatch",
+            )
+        digests = content
+    return digests
+
+
+class Landing:
+    """One slot on its way to hold one image.
+
+    No group is written before its blocks hash to a leaf whose digest hangs from the root hash. Counters are bytes of
+    image, tree and superblock together.
+    """
+
+    def __init__(self, data: Blocks, hashes: Blocks, root: Root, upper: bytes, leaves: bytes) -> None:
+        """Take the slot's partitions, the tree above its leaves, and the proven digests of the leaves."""
+        require_room(data, hashes, root)
+        self.data = data
+        self.hashes = hashes
+        self.root = root
+        self.blocks = root.length_bytes // BLOCK_BYTES
+        self.groups = geometry(root).groups
+        self.states = bytearray(self.groups)
+        self.written = self.zeroed = self.kept = 0
+        self._upper = upper
+        self._leaves = leaves
+        self._has_tree = bool(geometry(root).levels)
+        self._hasher = Hasher(bytes.fromhex(root.salt))
+        self._zero_leaf = {
+            count: self._hasher.digests(self._leaf(self._hasher.of_zeros * count))
+            for count in {GROUP_BLOCKS, self.blocks_of(self.groups - 1)}
+        }
+
+    def blocks_of(self, group: int) -> int:
+        """Return the number of blocks of a group: the last one may be short."""
+        return min(GROUP_BLOCKS, self.blocks - group * GROUP_BLOCKS)
+
+    def missing(self) -> list[int]:
+        """Return the groups that are not in place."""
+        return [group for group, state in enumerate(self.states) if state < State.LEAFLESS]
+
+    def is_zeros(self, group: int) -> bool:
+        """Tell whether the image has only zeros there: the tree says so, and nothing need be fetched."""
+        return self._expected(group, 1) == self._zero_leaf[self.blocks_of(group)]
+
+    def survey(self, progress: Progress | None = None) -> None:
+        """Read the slot and note what each group holds; an unreadable one counts as other content."""
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read") as ahead:
+            for at, chunk in self._readable(ahead):
+                if progress:
+                    progress(at, self.root.length_bytes)
+                if chunk is not None:
+                    self._note(at // GROUP_BYTES, chunk)
+        if progress:
+            progress(self.root.length_bytes, self.root.length_bytes)
+
+    def _readable(self, ahead: ThreadPoolExecutor) -> Iterator[tuple[int, bytes | None]]:
+        try:
+            yield from pieces(self.data, 0, self.root.length_bytes, ahead)
+        except EnvironmentFailure as error:
+            if error.reason != "io-error":
+                raise
+        else:
+            return
+        # A sector cannot be read: go on piece by piece. Writing makes the disk replace it.
+        for at in range(0, self.root.length_bytes, GROUP_BYTES):
+            try:
+                yield at, self.data.read(at, min(GROUP_BYTES, self.root.length_bytes - at))
+            except EnvironmentFailure as error:
+                if error.reason != "io-error":
+                    raise
+                yield at, None
+
+    def _note(self, first: int, chunk: bytes) -> None:
+        for group in range(first, first - (-len(chunk) // GROUP_BYTES)):
+            at = (group - first) * GROUP_BYTES
+            length = self.blocks_of(group) * BLOCK_BYTES
+            held = chunk[at : at + length]
+            if held == _ZEROS[:length]:
+                digests, state = self._hasher.of_zeros * (length // BLOCK_BYTES), State.ZEROS
+            else:
+                digests, state = self._hasher.digests(held), State.OTHER
+            leaf = self._leaf(digests)
+            if self._digests_of(leaf) == self._expected(group, 1):
+                state = State.PLACED if self._leaf_on_disk(group) == leaf else State.LEAFLESS
+            self.states[group] = state
+
+    def begin(self) -> None:
+        """Write the superblock and the tree above its leaves where they differ, then what needs no fetch."""
+        self._write_differing(self.hashes, 0, superblock(self.root), None)
+        if self._upper:
+            self._write_differing(self.hashes, BLOCK_BYTES, self._upper, None)
+        self.kept += sum(
+            self.blocks_of(group) * BLOCK_BYTES for group, state in enumerate(self.states) if state >= State.LEAFLESS
+        )
+        if self._has_tree:
+            self.kept += BLOCK_BYTES * self.states.count(State.PLACED)
+        for group, state in enumerate(self.states):
+            if state == State.LEAFLESS:
+                content = self.data.read(group * GROUP_BYTES, self.blocks_of(group) * BLOCK_BYTES)
+                leaf = self._leaf(self._hasher.digests(content))
+                if self._digests_of(leaf) == self._expected(group, 1):
+                    self._write_leaf(group, leaf)
+                    self.states[group] = State.PLACED
+                else:
+                    self.states[group] = State.OTHER
+        for group in self.missing():
+            if self.is_zeros(group):
+                length = self.blocks_of(group) * BLOCK_BYTES
+                content = _ZEROS[:length]
+                before = self.written
+                self.write(group, content, self._leaf(self._hasher.of_zeros * self.blocks_of(group)), frozenset())
+                self.zeroed += max(0, self.written - before - BLOCK_BYTES * self._has_tree)
+
+    def prove(self, first: int, content: bytes | memoryview) -> tuple[bytes, frozenset[int]]:
+        """Return (the leaves over the groups from `first` on, the groups among them that do not prove)."""
+        digests = self._hasher.digests(content)
+        leaves = self._leaf(digests)
+        count = -(-len(content) // GROUP_BYTES)
+        wrong = differing(self._expected(first, count), self._digests_of(leaves))
+        return leaves, frozenset(first + index for index in wrong)
+
+    def write(self, first: int, content: bytes, leaves: bytes, wrong: frozenset[int]) -> None:
+        """Write the blocks and leaves that differ from what lies there, those of `wrong` groups left out."""
+        count = -(-len(content) // GROUP_BYTES)
+        for start, end in runs_of(group for group in range(first, first + count) if group not in wrong):
+            low, high = (start - first) * GROUP_BYTES, min((end - first) * GROUP_BYTES, len(content))
+            held = self._held(start, end, high - low)
+            part = content if (low, high) == (0, len(content)) else content[low:high]
+            self._write_differing(self.data, start * GROUP_BYTES, part, held)
+            if self._has_tree:
+                at = (start - first) * BLOCK_BYTES
+                self._write_differing(
+                    self.hashes,
+                    BLOCK_BYTES + len(self._upper) + start * BLOCK_BYTES,
+                    leaves[at : at + (end - start) * BLOCK_BYTES],
+                    None,
+                )
+            self.states[start:end] = bytes([State.PLACED]) * (end - start)
+
+    def held(self, group: int) -> bytes | None:
+        """Return what lies on the disk where a group belongs, None where it cannot be read."""
+        length = self.blocks_of(group) * BLOCK_BYTES
+        if self.states[group] == State.ZEROS:
+            return _ZEROS[:length]
+        try:
+            return self.data.read(group * GROUP_BYTES, length)
+        except EnvironmentFailure as error:
+            if error.reason != "io-error":
+                raise
+            return None
+
+    def write_blocks(self, first: int, content: bytes | memoryview) -> None:
+        """Write blocks that are proven by a hash of their own; the group's proof is still to come."""
+        self.data.write(first * BLOCK_BYTES, content)
+        self.written += len(content)
+        # The group's turn finds them in place.
+        self.kept -= len(content)
+        for group in range(first // GROUP_BLOCKS, (first + len(content) // BLOCK_BYTES - 1) // GROUP_BLOCKS + 1):
+            self.states[group] = State.OTHER
+
+    def flush(self) -> None:
+        """Make it all durable."""
+        self.data.flush()
+        self.hashes.flush()
+
+    def _held(self, start: int, end: int, length: int) -> bytes | None:
+        states = self.states[start:end]
+        if not any(state != State.ZEROS for state in states):
+            return _ZEROS[:length] if length <= len(_ZEROS) else bytes(length)
+        try:
+            return self.data.read(start * GROUP_BYTES, length)
+        except EnvironmentFailure as error:
+            if error.reason != "io-error":
+                raise
+            return b""
+
+    def _write_differing(self, blocks: Blocks, offset: int, content: bytes, held: bytes | None) -> None:
+        """Write the blocks that differ from `held`: None asks the disk, an empty one knows nothing."""
+        if held is None:
+            held = blocks.read(offset, len(content))
+        if held == content:
+            self.kept += len(content)
+            return
+        different = range(0, len(content), BLOCK_BYTES)
+        if held:
+            zeros = held.count(0) == len(held) if len(held) <= BLOCK_BYTES else held == bytes(len(held))
+            if zeros:
+                chosen = [at for at in different if content[at : at + BLOCK_BYTES] != _ZERO_BLOCK]
+            else:
+                chosen = [at for at in different if content[at : at + BLOCK_BYTES] != held[at : at + BLOCK_BYTES]]
+        else:
+            chosen = list(different)
+        view = memoryview(content)
+        for low, high in runs_of(at // BLOCK_BYTES for at in chosen):
+            blocks.write(offset + low * BLOCK_BYTES, view[low * BLOCK_BYTES : high * BLOCK_BYTES])
+        self.written += len(chosen) * BLOCK_BYTES
+        self.kept += len(content) - len(chosen) * BLOCK_BYTES
+
+    def _write_leaf(self, group: int, leaf: bytes) -> None:
+        if self._has_tree:
+            self.hashes.write(BLOCK_BYTES + len(self._upper) + group * BLOCK_BYTES, leaf)
+            self.written += BLOCK_BYTES
+
+    def _leaf_on_disk(self, group: int) -> bytes:
+        if not self._has_tree:
+            return self._leaves
+        try:
+            return self.hashes.read(BLOCK_BYTES + len(self._upper) + group * BLOCK_BYTES, BLOCK_BYTES)
+        except EnvironmentFailure as error:
+            if error.reason != "io-error":
+                raise
+            return b""
+
+    def _leaf(self, digests: bytes) -> bytes:
+        """Return the leaf blocks that hold digests; an image of one block has none, and is its own proof."""
+        if not self._has_tree:
+            return digests
+        return digests.ljust(-(-len(digests) // BLOCK_BYTES) * BLOCK_BYTES, b"\0")
+
+    def _digests_of(self, leaves: bytes) -> bytes:
+        return self._hasher.digests(leaves) if self._has_tree else leaves
+
+    def _expected(self, group: int, count: int) -> bytes:
+        return self._leaves[group * DIGEST_BYTES : (group + count) * DIGEST_BYTES]
+
+
+def runs_of(indexes: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of the runs of consecutive numbers in a sorted series."""
+    start: int | None = None
+    end = 0
+    for index in indexes:
+        if start is not None and index != end:
+            yield start, end
+            start = None
+        if start is None:
+            start = index
+        end = index + 1
+    if start is not None:
+        yield start, end

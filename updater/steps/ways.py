@@ -1,0 +1,187 @@
+"""The ways in which a release can come to this node as it is now, worked out before a stage and then executed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from updater.blocks import Blocks
+from updater.errors import UpdaterError
+from updater.facts import Facts
+from updater.fill.boot_file import fetch_file, file_costs
+from updater.fill.filler import Filled, Filler
+from updater.fill.source_slot import SourceSlot
+from updater.format.transport import FileTransport, Transport
+from updater.manifest import Manifest
+from updater.plan import Plan
+from updater.records import UKI_NAME, BarredWay, FileRecord, Journal, ReleaseRecord
+from updater.repository import Repository
+from updater.situation import running_is_proven
+from updater.steps.session import Session
+from updater.ways import Choice, Cost, Way, choose_way
+
+IMAGE = "image"
+
+
+@dataclass(slots=True)
+class WorkedOut:
+    """What each way costs, which ones are chosen, and all that is needed to take them."""
+
+    session: Session
+    repository: Repository
+    facts: Facts
+    release: ReleaseRecord
+    transport: Transport
+    image: Filler
+    image_costs: tuple[Cost, ...]
+    image_choice: Choice
+    uki_costs: tuple[Cost, ...]
+    uki_choice: Choice
+
+    def planned(self, plan: Plan) -> Plan:
+        """Return the plan with these ways."""
+        return plan.with_ways(self.image_costs, self.image_choice, self.uki_costs, self.uki_choice)
+
+    def fill(self, data: Blocks, hashes: Blocks) -> Filled:
+        """Fill the other slot and read it back."""
+        return self.image.fill(
+            data,
+            hashes,
+            self.image_choice,
+            on_barred=lambda way, error: self._bar(way, IMAGE, error),
+            progress=self.session.reporter.advance,
+        )
+
+    def fetch(self, file: FileRecord, path: Path) -> Way:
+        """Write a boot file, proven, to a file of scratch; return the way that it came by."""
+        is_uki = file.name == UKI_NAME
+        held = held_uki(self.facts) if is_uki else None
+        return fetch_file(
+            self.repository.fetcher,
+            file,
+            self.transport.uki if is_uki else None,
+            self.uki_choice if is_uki else Choice((Way.PLAIN,), ""),
+            path,
+            held_sha256=held.sha256 if held else None,
+            held=lambda: self.session.node.boot.artifact_chunks(self.facts.running.slot, file.name),
+            on_barred=lambda way, error: self._bar(way, file.name, error),
+            progress=self.session.reporter.advance,
+            what=f"{file.name} of release {self.release.version}",
+        )
+
+    def _bar(self, way: Way, file: str, error: UpdaterError) -> None:
+        """Remember that a way need not be tried again for this release."""
+        session = self.session
+        journal = session.store.journal()
+        if journal.update is None:
+            return
+        barred = BarredWay(way.value, file, error.reason, error.message, session.stamp())
+        others = [item for item in journal.update.barred if (item.way, item.file) != (barred.way, barred.file)]
+        update = msgspec.structs.replace(journal.update, barred=[*others, barred])
+        session.store.write_journal(msgspec.structs.replace(journal, update=update))
+        session.record(
+            "way-barred",
+            f"the {way.value} way fails for the {file} of release {self.release.version}: {error.message}",
+            release=self.release,
+            reason=error.reason,
+        )
+
+
+@contextmanager
+def worked_out(
+    session: Session,
+    repository: Repository,
+    facts: Facts,
+    manifest: Manifest,
+    release: ReleaseRecord,
+    *,
+    thorough: bool,
+) -> Iterator[WorkedOut]:
+    """Work out the ways while both slots are open for reading; nothing is written.
+
+    Raises Refused (`download-cap`, `no-way`), and Untrusted or NetworkFailure when not even the tree can be had.
+    """
+    node, slot = session.node, facts.running.slot
+    proven = facts.ledger.proven_in(slot) if running_is_proven(facts) else None
+    transport = repository.transport(manifest)
+    network = node.config.network
+    with ExitStack() as opened:
+        running: SourceSlot | None = None
+        if proven is not None:
+            running = SourceSlot(
+                opened.enter_context(closing(node.blocks(slot, "data"))),
+                opened.enter_context(closing(node.blocks(slot, "hash"))),
+                proven.release.root.as_root(),
+            )
+        image = Filler(
+            repository.fetcher,
+            repository.images(manifest.root),
+            manifest.root,
+            transport.root,
+            source_slot=running,
+            barred=barred_ways(facts.journal, release, IMAGE),
+            what=f"release {release.version}",
+        )
+        data = opened.enter_context(closing(node.blocks(slot.other, "data")))
+        hashes = opened.enter_context(closing(node.blocks(slot.other, "hash")))
+        costs = image.work_out(data, hashes, thorough=thorough, progress=session.reporter.advance)
+        uki_costs = _uki_costs(session, facts, release, transport.uki)
+        memory = spare_memory_bytes()
+        uki_least = min(cost.fetch_bytes for cost in uki_costs if cost.possible)
+        addons = sum(file.length_bytes for file in release.files if file.name != UKI_NAME)
+        cap = network.max_download_bytes
+        choice = choose_way(
+            costs, most_bytes=None if cap is None else max(0, cap - uki_least - addons), most_memory_bytes=memory
+        )
+        taken = next(cost for cost in costs if cost.way is choice.taken)
+        uki_choice = choose_way(
+            uki_costs,
+            most_bytes=None if cap is None else max(0, cap - taken.fetch_bytes - addons),
+            most_memory_bytes=memory,
+        )
+        yield WorkedOut(session, repository, facts, release, transport, image, costs, choice, uki_costs, uki_choice)
+
+
+def barred_ways(journal: Journal, release: ReleaseRecord, file: str) -> dict[Way, str]:
+    """Return the ways that are known to fail for a file of a release, each with its reason."""
+    update = journal.update
+    if update is None or update.release != release:
+        return {}
+    known = {way.value: way for way in Way}
+    return {known[item.way]: item.sentence for item in update.barred if item.file == file and item.way in known}
+
+
+def held_uki(facts: Facts) -> FileRecord | None:
+    """Return what is on record of the running release's UKI."""
+    proven = facts.ledger.proven_in(facts.running.slot) if running_is_proven(facts) else None
+    return next((file for file in proven.release.files if file.name == UKI_NAME), None) if proven else None
+
+
+def spare_memory_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """Return half of the memory that is available without swapping; None where the kernel does not tell."""
+    try:
+        lines = meminfo.read_text().splitlines()
+    except OSError:
+        return None
+    words = next((line.split() for line in lines if line.startswith("MemAvailable:")), [])
+    return int(words[1]) * 1024 // 2 if len(words) == 3 and words[1].isdigit() else None
+
+
+def _uki_costs(
+    session: Session, facts: Facts, release: ReleaseRecord, transport: FileTransport | None
+) -> tuple[Cost, ...]:
+    file = next(file for file in release.files if file.name == UKI_NAME)
+    held = held_uki(facts)
+    costs = file_costs(file, transport, held.sha256 if held else None, barred_ways(facts.journal, release, file.name))
+    if held is None or session.node.state.free_bytes() >= file.length_bytes + held.length_bytes:
+        return costs
+    return tuple(
+        Cost(cost.way, absent=f"the state partition has no room for a copy of {held.length_bytes} bytes")
+        if cost.way is Way.DELTA and cost.possible
+        else cost
+        for cost in costs
+    )
