@@ -206,6 +206,8 @@ def _(action: str, run: Run) -> None:
         run.machine.power_cut()
     elif action == "down":
         run.machine.power_off()
+    elif action == "reboot":
+        run.machine.reboot()
     else:
         run.give()
         run.machine.power_on()

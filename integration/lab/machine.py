@@ -112,6 +112,12 @@ class Machine:
                     self._session.ask("system_powerdown")
         self.wait(lambda: not self.is_on or None, "the guest to power off", budget_s=budget_s)
 
+    def reboot(self, *, budget_s: float = 90) -> None:
+        """Have the guest reboot in good order, and wait until its next boot begins."""
+        before = len(self.boots)
+        self.guest_begin("systemctl", "reboot", "--no-block")
+        self.wait(lambda: len(self.boots) > before, "the guest to reboot", budget_s=budget_s, while_on=True)
+
     def close(self) -> None:
         """End whatever still runs."""
         with self._changed:

@@ -261,7 +261,7 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fault: Fault | None = None
     clear: Literal["faults"] | None = None
     cut: Cut | None = None
-    power: Literal["down", "cut", "up"] | None = None
+    power: Literal["down", "cut", "up", "reboot"] | None = None
     tamper: Tamper | None = None
     fill: Fill | None = None
     serve: Serve | None = None
