@@ -38,7 +38,8 @@ test-fast: lint ## Lint, types, unit, property and contract tests: no root, no Q
 
 .PHONY: test
 test: lint setup-lab ## Everything, with real machines in QEMU
-	$(BIN)/pytest tests integration -n $(MACHINES) --dist loadgroup
+	$(BIN)/pytest tests -n auto
+	$(BIN)/pytest integration -n $(MACHINES) --dist worksteal --junitxml build/integration/junit.xml
 
 .PHONY: demo
 demo: setup-lab ## Watch a node update itself, commit, roll back and remember
