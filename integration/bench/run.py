@@ -190,7 +190,12 @@ class Bench:
             self._build(pair, folder)
             self.record.pairs[name] = _about(pair, folder)
             self._matches[name] = Match(
-                name, existing(folder / "old"), existing(folder / "new"), folder, self._served / name
+                name,
+                existing(folder / "old"),
+                existing(folder / "new"),
+                folder,
+                self._served / name,
+                pair.new.boot_bytes,
             )
         return self._matches[name]
 
