@@ -98,7 +98,15 @@ def publish_three(work: Path) -> Stock:
         known[number] = Known(number, version, release.manifest.root.root_hash, about)
         if number == 1:
             make_factory_disk(release, work / "factory.raw", parts.tools)
-    _release("publish", *(work / version for version, _ in _RELEASES.values()), "--repo", repository, "--keys", keys)
+    _release(
+        "publish",
+        "--plain",
+        *(work / version for version, _ in _RELEASES.values()),
+        "--repo",
+        repository,
+        "--keys",
+        keys,
+    )
     _release("promote", _RELEASES[2][0], "--channel", "stable", "--repo", repository, "--keys", keys)
     about = {"loader": f"systemd-boot {parts.tools.loader_version}"}
     return Stock(emulator, work / "factory.raw", repository, keys, known, trust, about)
