@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from integration.bench.pairs import NEW, OLD, RECIPES, Pair, Side, built_at
+from integration.bench.peers import plain_reason
 from integration.bench.site import copy_sparse
 from integration.bench.sizes import size_name, write_tree
 
@@ -28,6 +29,11 @@ def test_a_grown_tree_has_the_length_that_was_asked_for_and_repeats_nothing(tmp_
 
 def test_sizes_are_named_in_mebibytes() -> None:
     assert size_name(256) == "256MiB"
+
+
+def test_why_a_peer_is_missing_names_no_host() -> None:
+    assert "checksum" in plain_reason("desync@v0: verifying module: reading https://sums.example/x: 404 Not Found")
+    assert plain_reason("cannot reach https://pkgs.example/a b") == "cannot reach (address) b"
 
 
 def side(folder: Path, version: str, packages: str) -> Side:
