@@ -62,7 +62,7 @@ def test_a_release_goes_from_keys_to_a_channel(run: Run) -> None:
     assert "channel stable: 1.0.0" in status
     assert "release 1.1.0  withdrawn: breaks DNS" in status
     assert re.search(r"root +1 .* 2 of 3", status)
-    assert ": good (2 releases, 6 files" in good(run("verify"))
+    assert re.search(r": good \(2 releases, [0-9]+ files", good(run("verify")))
 
 
 def test_json_reports_carry_the_same(run: Run) -> None:
