@@ -155,7 +155,7 @@ class Bench:
                 act(player)
         except (UpdaterError, OSError) as error:
             log.warning("%s, pair %s, %s: %s", name, pair, where, error)
-            self.record.failures.append(Failure(name, pair, where, str(error)[:400]))
+            self.record.failures.append(Failure(name, pair, where, str(error)[-800:]))
             self._players[name, pair] = None
 
     def _player(self, name: str, pair: str) -> Player | None:
