@@ -9,17 +9,25 @@ from pathlib import Path
 import pytest
 
 from integration.bench.course import HALF, OLDER, ZEROS
-from integration.bench.measure import family, forget, resident_bytes, run_measured
+from integration.bench.measure import family, forget, memory_bytes, run_measured
 from integration.bench.slots import digest, fill, require_same
 from updater.errors import EnvironmentFailure
 
 ENVIRONMENT = {"PATH": os.environ["PATH"]}
 
 
-def test_a_command_is_measured_with_its_children(tmp_path: Path) -> None:
-    script = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'b = bytearray(60 << 20)'], check=True)"
-    usage = run_measured([sys.executable, "-c", script], env=ENVIRONMENT, folder=tmp_path)
-    assert usage.rss_bytes > 60 << 20
+def test_memory_is_that_of_the_children_too_and_not_of_the_one_who_measures(tmp_path: Path) -> None:
+    child = "import signal; b = b'x' * (60 << 20); open('ready', 'w').close(); signal.pause()"
+    script = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    ballast = b"x" * (200 << 20)
+    usage = run_measured(
+        [sys.executable, "-c", script], env=ENVIRONMENT, folder=tmp_path, stop_when=(tmp_path / "ready").exists
+    )
+    assert 60 << 20 < usage.rss_bytes < len(ballast)
+
+
+def test_a_command_costs_time(tmp_path: Path) -> None:
+    usage = run_measured([sys.executable, "-c", "sum(range(10**6))"], env=ENVIRONMENT, folder=tmp_path)
     assert usage.wall_s > 0
     assert usage.cpu_s > 0
     assert not usage.killed
@@ -37,12 +45,13 @@ def test_a_command_is_killed_with_its_children_when_it_is_time(tmp_path: Path) -
     )
     assert usage.killed
     child = int((tmp_path / "child").read_text())
-    assert resident_bytes(child) == 0
+    assert memory_bytes(child) == (0, 0)
 
 
 def test_a_family_holds_the_process_itself() -> None:
     assert os.getpid() in family(os.getpid())
-    assert resident_bytes(os.getpid()) > 1 << 20
+    now, most = memory_bytes(os.getpid())
+    assert 1 << 20 < now <= most
 
 
 @pytest.fixture

@@ -307,6 +307,22 @@ def test_a_failing_network_ends_the_work_and_the_way_is_taken_again(repository: 
     assert filled(*slot, repository.new)
 
 
+def test_a_network_that_fails_while_ways_are_worked_out_does_not_lead_to_a_dearer_one(repository: Repository) -> None:
+    recipe = repository.new.transport.deltas[0].recipe
+
+    def play(handler: Handler) -> None:
+        if recipe.sha256 in handler.path:
+            handler.answer(503)
+        else:
+            served(repository.folder)(handler)
+
+    slot = repository.wiped()
+    with hostile(play) as server, pytest.raises(NetworkFailure) as caught:
+        run(repository.filler(repository.running(), fetcher=repository.fetcher(server.url)), slot)
+    assert caught.value.reason == "server-busy"
+    assert slot[0].writes == slot[1].writes == []
+
+
 def test_a_delta_that_is_gone_from_the_server_is_left_for_the_next_way(repository: Repository, tmp_path: Path) -> None:
     lacking = tmp_path / "lacking"
     shutil.copytree(repository.folder, lacking)

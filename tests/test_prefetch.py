@@ -28,7 +28,7 @@ def fetcher(*addresses: str, attempts: int = 2) -> Fetcher:
     return Fetcher(
         addresses,
         sleep=lambda seconds: None,
-        timeouts=Timeouts(connect_s=5, stall_s=10),
+        timeouts=Timeouts(connect_s=60, stall_s=60),
         retries=Retries(attempts=attempts),
     )
 

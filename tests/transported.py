@@ -97,7 +97,7 @@ class Repository:
         """Return a fetcher for the folder itself, or for servers that serve it."""
         return Fetcher(
             addresses or (str(self.folder),),
-            timeouts=Timeouts(connect_s=5, stall_s=10),
+            timeouts=Timeouts(connect_s=60, stall_s=60),
             retries=Retries(attempts=2),
             sleep=lambda seconds: None,
         )

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from updater.errors import EnvironmentFailure
 
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _SAMPLE_S = 0.02
 _OUTPUT_BLOCK_BYTES = 512
 
@@ -23,8 +22,8 @@ _OUTPUT_BLOCK_BYTES = 512
 class Usage:
     """The cost of a command with all processes that it started.
 
-    `rss_bytes` is the largest sum of resident memory that was seen at one moment, or that of the largest process where
-    this is more; `written_bytes` is what was put into files, before the disk's own caching.
+    `rss_bytes` is the largest sum of resident memory that was seen at one moment, or the most that one process ever had
+    where this is more; `written_bytes` is what was put into files, before the disk's own caching.
     """
 
     wall_s: float
@@ -68,9 +67,11 @@ def run_measured(
 
         def watch() -> None:
             while not ended.wait(_SAMPLE_S):
-                peak[0] = max(peak[0], sum(resident_bytes(pid) for pid in [*family(process.pid), *also]))
                 late = time.monotonic() - began > timeout_s
-                if late or (stop_when is not None and stop_when()):
+                stops = late or (stop_when is not None and stop_when())
+                sizes = [memory_bytes(pid) for pid in [*family(process.pid), *also]]
+                peak[0] = max(peak[0], sum(now for now, _ in sizes), *(most for _, most in sizes))
+                if stops:
                     stop[0] = True
                     members.extend(family(process.pid))
                     with contextlib.suppress(ProcessLookupError):
@@ -91,7 +92,7 @@ def run_measured(
             watcher.join()
         process.returncode = os.waitstatus_to_exitcode(status)
         # What was killed may still be letting go of its files, and the next start must not meet it.
-        while any(resident_bytes(pid) for pid in members):
+        while any(memory_bytes(pid)[0] for pid in members):
             time.sleep(_SAMPLE_S)
     killed = stop[0]
     if process.returncode != 0 and not (killed and stop_when is not None):
@@ -102,7 +103,7 @@ def run_measured(
     return Usage(
         wall_s,
         used.ru_utime + used.ru_stime,
-        max(peak[0], used.ru_maxrss * 1024),
+        peak[0],
         used.ru_oublock * _OUTPUT_BLOCK_BYTES,
         killed,
     )
@@ -120,12 +121,18 @@ def family(pid: int) -> list[int]:
     return found
 
 
-def resident_bytes(pid: int) -> int:
-    """Return a process's resident memory now, 0 when it has ended."""
+def memory_bytes(pid: int) -> tuple[int, int]:
+    """Return a process's resident memory, now and at most so far; zeros when it has ended.
+
+    The kernel's own account for a finished command (`ru_maxrss`) is of no use: it counts this process, before `exec`.
+    """
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
-    except (OSError, IndexError):
-        return 0
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0, 0
+    found = dict(line.split(":", 1) for line in lines if line.startswith(("VmRSS:", "VmHWM:")))
+    now, most = (int(found.get(name, "0 kB").split()[0]) << 10 for name in ("VmRSS", "VmHWM"))
+    return now, most
 
 
 def forget(path: Path) -> None:

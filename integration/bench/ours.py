@@ -135,7 +135,7 @@ class Ours:
             traffic.requests,
             ground.server.carried_bytes() - before,
             parts=by_role(traffic.paths, self._roles()),
-            details={"uki_length_bytes": float(self._match.new.uki.stat().st_size), "blocks": float(blocks)},
+            details={"boot_bytes": float(self._match.boot_bytes), "blocks": float(blocks)},
         )
 
     def _roles(self) -> dict[str, str]:

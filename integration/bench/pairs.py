@@ -101,6 +101,11 @@ class Side:
         return self.folder / "initrd"
 
     @property
+    def boot_bytes(self) -> int:
+        """Return the length of kernel and initrd."""
+        return self.kernel.stat().st_size + self.initrd.stat().st_size
+
+    @property
     def packages(self) -> dict[str, str]:
         """Return the versions of its packages."""
         lines = (self.folder / "packages").read_text().splitlines()

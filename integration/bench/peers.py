@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -57,7 +58,14 @@ class Peers:
     def missing(self) -> dict[str, str]:
         """Return what could not be had, with the reason."""
         lines = (self.folder / "missing").read_text().splitlines()
-        return dict(line.split("\t", 1) for line in lines)
+        return {name: plain_reason(reason) for name, reason in (line.split("\t", 1) for line in lines)}
+
+
+def plain_reason(said: str) -> str:
+    """Return why a peer is missing, as a report may say it: without addresses."""
+    if "verifying module" in said:
+        return "its checksum is not in the checksum database, and unverified code is not run"
+    return re.sub(r"https?://\S+", "(address)", said)
 
 
 def peers() -> Peers:

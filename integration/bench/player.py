@@ -24,13 +24,17 @@ SCRIPTS = Path(__file__).with_name("scripts")
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A pair on the bench: its two images, and the folders of this run."""
+    """A pair on the bench: its two images, and the folders of this run.
+
+    `boot_bytes` is the length of the newer kernel and initrd as they are shipped, compressed.
+    """
 
     name: str
     old: BuiltRelease
     new: BuiltRelease
     folder: Path
     served: Path
+    boot_bytes: int
 
     @property
     def length_bytes(self) -> int:

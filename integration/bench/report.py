@@ -120,7 +120,7 @@ class Report:
         """Return what could not be run, and how to read what was."""
         record = self.record
         found = [f"{name}: {note}" for name, note in sorted(record.notes.items())]
-        found += [f"{f.contender}, pair {f.pair}, {f.where}: failed ({f.message[:160]})" for f in record.failures]
+        found += [f"{f.contender}, pair {f.pair}, {f.where}: failed (…{f.message[-200:]})" for f in record.failures]
         return [" ".join(line.split()) for line in found] or ["nothing"]
 
 

@@ -155,7 +155,7 @@ class Bench:
                 act(player)
         except (UpdaterError, OSError) as error:
             log.warning("%s, pair %s, %s: %s", name, pair, where, error)
-            self.record.failures.append(Failure(name, pair, where, str(error)[:400]))
+            self.record.failures.append(Failure(name, pair, where, str(error)[-800:]))
             self._players[name, pair] = None
 
     def _player(self, name: str, pair: str) -> Player | None:
@@ -190,7 +190,12 @@ class Bench:
             self._build(pair, folder)
             self.record.pairs[name] = _about(pair, folder)
             self._matches[name] = Match(
-                name, existing(folder / "old"), existing(folder / "new"), folder, self._served / name
+                name,
+                existing(folder / "old"),
+                existing(folder / "new"),
+                folder,
+                self._served / name,
+                pair.new.boot_bytes,
             )
         return self._matches[name]
 

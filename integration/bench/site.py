@@ -47,6 +47,7 @@ def build_side(side: Side, out: Path, tools: ToolTree) -> BuiltRelease:
             initrds=[side.initrd],
             out=out,
             stub=tools.stub,
+            plain_initrd=True,
             checked=False,
         )
     )
@@ -153,7 +154,7 @@ class Disk:
         for begin, end in ((0, first), (last, length)):
             words = ["--punch-hole", "--offset", str(begin), "--length", str(end - begin)]
             run([find_tool("fallocate", package="util-linux"), *words, self.path], timeout_s=1800)
-            _copy_sparse(self.pristine, self.path, begin, end)
+            copy_sparse(self.pristine, self.path, begin, end)
 
 
 def make_disk(folder: Path, old: BuiltRelease, layout_file: Path, tools: ToolTree) -> Disk:
@@ -176,7 +177,8 @@ def stage_command(disk: Disk, settings: Path) -> list[str]:
     return [*CLIENT, "--disk", str(disk.path), "--config", str(settings), "--json", "stage", "--to", NEW]
 
 
-def _copy_sparse(source: Path, target: Path, begin: int, end: int) -> None:
+def copy_sparse(source: Path, target: Path, begin: int, end: int) -> None:
+    """Copy the bytes from `begin` to `end`, without the holes, into a file that has zeros there."""
     with source.open("rb") as reader, target.open("r+b") as writer:
         position = begin
         while position < end:

@@ -40,7 +40,7 @@ def make_match(mib: int, image: Path, parts: Side, folder: Path, served: Path, t
         shutil.rmtree(out, ignore_errors=True)
         releases.append(build_side(side, out, tools))
         side.root.unlink()
-    return Match(size_name(mib), releases[0], releases[1], folder, served / size_name(mib))
+    return Match(size_name(mib), releases[0], releases[1], folder, served / size_name(mib), parts.boot_bytes)
 
 
 def write_tree(target: Path, image: Path, length: int, version: str) -> None:

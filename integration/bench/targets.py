@@ -46,10 +46,10 @@ def targets(samples: Iterable[Sample], makings: Iterable[Making], pair_s: str, p
         ),
         Target(
             f"{pair_k}, UKI",
-            "the UKI as it is",
+            "kernel and initrd as shipped",
             0.4,
             uki(lambda s: s.parts.get("uki", 0)),
-            uki(lambda s: s.details.get("uki_length_bytes", 0.0)),
+            uki(lambda s: s.details.get("boot_bytes", 0.0)),
         ),
         Target(
             f"{pair_k}, any to any, all but the UKI",

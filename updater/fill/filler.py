@@ -216,6 +216,9 @@ class Filler:
             self._barred[way] = failure.message
             self._found[way] = failure
         except (Untrusted, NetworkFailure) as failure:
+            if isinstance(failure, NetworkFailure) and failure.reason not in FILE_TROUBLE:
+                # A network that fails for a moment must not make the node fetch twenty times as much.
+                raise
             # Some other time it may work: nothing is kept of it.
             log.warning("the %s way: %s", way.value, failure)
             self._absent[way] = failure.message

@@ -10,16 +10,16 @@ from updater.fill.landing import Landing, State
 from updater.manifest import BLOCK_BYTES
 from updater.verity import GROUP_BYTES, Progress
 
-BATCH_GROUPS = 4
-"""Groups that are proven and written at a time: writes of up to 2 MiB."""
+BATCH_GROUPS = 2
+"""Groups that are proven and written at a time: writes of up to 1 MiB."""
 
-_BATCHES_AHEAD = 3
+_BATCHES_AHEAD = 2
 
 
 class Pipeline:
     """Takes groups in ascending order, proves and writes them in the background, and collects those that do not prove.
 
-    At most five batches of 2 MiB are held: the one that is gathered, one at each stage, those between, and what lies
+    At most six batches of 1 MiB are held: the one that is gathered, one at each stage, those between, and what lies
     on the disk where the last is written.
     """
 

@@ -8,8 +8,8 @@ import msgspec
 
 from updater.schema import LengthBytes, Sha256Hex, VersionText, limited
 
-MOST_INDEX_BYTES = 1 << 28
-_INDEX_LENGTH = limited("write a number of bytes from 1 to 256 MiB", ge=1, le=MOST_INDEX_BYTES)
+MOST_INDEX_BYTES = 1 << 26
+_INDEX_LENGTH = limited("write a number of bytes from 1 to 64 MiB", ge=1, le=MOST_INDEX_BYTES)
 
 
 class Blob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

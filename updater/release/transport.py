@@ -122,7 +122,9 @@ def mapped(path: Path) -> Iterator[memoryview]:
         yield view
     finally:
         view.release()
-        mapping.close()
+        # After a failure its traceback still holds slices; the mapping then ends with them.
+        with contextlib.suppress(BufferError):
+            mapping.close()
 
 
 def _earlier_packs(manifest: Manifest, image: Content, read_index: Callable[[Index], bytes]) -> EarlierPacks:
