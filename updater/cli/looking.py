@@ -179,7 +179,10 @@ def renew(session: Session, repository: Repository, facts: Facts) -> None:
     """
     if running_is_proven(facts):
         repository.trust.adopt_root(session.node.bootstrap_roots())
-    _follow_floor_reset(session, facts, repository.refresh().epoch_reset)
+    accepted = repository.refresh()
+    for sentence in accepted.mended:
+        session.record("trust-mended", sentence)
+    _follow_floor_reset(session, facts, accepted.epoch_reset)
 
 
 def _follow_floor_reset(session: Session, facts: Facts, reset: EpochReset | None) -> None:
