@@ -18,11 +18,14 @@ class LayoutDisk:
     Raises EnvironmentFailure naming disk and label when a partition is missing, bears the wrong type, or stands twice.
     """
 
-    def __init__(self, disk_name: str, layout: Layout, read_gpt: Callable[[], Gpt]) -> None:
-        """Match the table that `read_gpt` returns with the layout."""
+    def __init__(
+        self, disk_name: str, layout: Layout, read_gpt: Callable[[], Gpt], write_gpt: Callable[[Gpt], None]
+    ) -> None:
+        """Match the table that `read_gpt` returns with the layout; `write_gpt` makes a changed one durable."""
         self._name = disk_name
         self._layout = layout
         self._read_gpt = read_gpt
+        self._write_gpt = write_gpt
         table = read_gpt()
         self._numbers = {wanted.label: self._find(table, wanted).number for wanted in layout.partitions}
 
@@ -47,8 +50,8 @@ class LayoutDisk:
             return None
         return self.partition("data", slot).unique_guid.hex + self.partition("hash", slot).unique_guid.hex
 
-    def labelled(self, slot: Slot, root_hash: str) -> Gpt | None:
-        """Return the table with the slot's PARTUUIDs for `root_hash`, None when they are so already in both copies."""
+    def label(self, slot: Slot, root_hash: str) -> None:
+        """Give the slot's partitions the PARTUUIDs for `root_hash`, unless both copies of the table say so already."""
         table = self._read_gpt()
         changed = table
         for role in ("data", "hash"):
@@ -56,9 +59,16 @@ class LayoutDisk:
             uuid = wanted.partuuid_for(root_hash)
             if uuid is not None and self._current(changed, wanted) != uuid:
                 changed = changed.with_partition(self._numbers[wanted.label], unique_guid=uuid)
-        if changed == table and table.consistent:
-            return None
-        return changed
+        if changed != table or not table.consistent:
+            self._write_gpt(changed)
+
+    def mend(self) -> bool:
+        """Complete a half-done write of the table; tell whether there was one."""
+        table = self._read_gpt()
+        if table.consistent:
+            return False
+        self._write_gpt(table)
+        return True
 
     def _current(self, table: Gpt, wanted: LayoutPartition) -> UUID:
         number = self._numbers[wanted.label]

@@ -51,7 +51,7 @@ class ImageNode:
         self.config = config
         self.architecture: str = layout.architecture
         self._image = image
-        self._disk = LayoutDisk(str(image), layout, self._table)
+        self._disk = LayoutDisk(str(image), layout, self._table, self._write_table)
         esp = self._disk.partition("esp")
         state = self._disk.partition("state")
         self.esp: Directory = FatImage(image, offset_bytes=esp.offset_bytes, length_bytes=esp.length_bytes)
@@ -105,16 +105,10 @@ class ImageNode:
         )
 
     def label_slot(self, slot: Slot, root_hash: str) -> None:
-        changed = self._disk.labelled(slot, root_hash)
-        if changed is not None:
-            self._write_table(changed)
+        self._disk.label(slot, root_hash)
 
     def mend_gpt(self) -> bool:
-        table = self._table()
-        if table.consistent:
-            return False
-        self._write_table(table)
-        return True
+        return self._disk.mend()
 
     def boot_id(self) -> str:
         return ""

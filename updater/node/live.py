@@ -62,7 +62,7 @@ class LiveNode:
                 reason="not-root",
             )
         self._root: LiveRoot = discover_live_root()
-        self._disk = LayoutDisk(str(self._root.disk), self.layout, self._table)
+        self._disk = LayoutDisk(str(self._root.disk), self.layout, self._table, self._write_table)
         esp = self._disk.partition("esp")
         self.esp: Directory = self._stack.enter_context(mounted_esp(self._root.device(esp.number)))
         self.boot = SystemdBoot(
@@ -116,16 +116,10 @@ class LiveNode:
         )
 
     def label_slot(self, slot: Slot, root_hash: str) -> None:
-        changed = self._disk.labelled(slot, root_hash)
-        if changed is not None:
-            self._write_table(changed)
+        self._disk.label(slot, root_hash)
 
     def mend_gpt(self) -> bool:
-        table = self._table()
-        if table.consistent:
-            return False
-        self._write_table(table)
-        return True
+        return self._disk.mend()
 
     def boot_id(self) -> str:
         with explained("cannot read the kernel's boot id", "mount /proc"):
