@@ -155,6 +155,16 @@ def test_a_verdict_rolls_back_at_once_and_the_image_is_quarantined(machine: Simu
     assert machine.holds(Slot.A, ONE)
 
 
+def test_a_condemned_trial_cannot_be_committed_while_its_reboot_is_pending(machine: SimulatedMachine) -> None:
+    armed(machine)
+    booted(machine)
+    engine = TrialEngine(machine.session())
+    engine.roll_back("deadline", "containerd does not answer", BROKEN)
+    with pytest.raises(Refused, match="is being rolled back"):
+        engine.commit("healthy", "all checks hold")
+    assert order(machine)[0] == "a.conf"
+
+
 def test_the_next_good_release_after_a_rollback_works(machine: SimulatedMachine) -> None:
     armed(machine)
     booted(machine)

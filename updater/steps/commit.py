@@ -32,6 +32,13 @@ def commit(session: Session, *, reason: str, sentence: str) -> None:
             mend="see `acl-updater status`",
             reason="not-on-trial",
         )
+    if update.verdict is not None and update.verdict.decision == "roll-back":
+        # The reboot that was asked for may take a while: nothing may talk the trial back into life meanwhile.
+        raise Refused(
+            f"release {update.release.version} is being rolled back: {update.verdict.sentence}",
+            mend="wait for the reboot",
+            reason="rolling-back",
+        )
     if situation is Situation.TRIAL:
         verdict = VerdictRecord("commit", reason, sentence, session.stamp(), facts.boot_id)
         update = msgspec.structs.replace(update, verdict=verdict)
