@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from updater.boot.protocol import BootFile
-from updater.errors import EnvironmentFailure, UpdaterError
+from updater.errors import EnvironmentFailure
 from updater.manifest import Manifest
 from updater.policy import Target
 from updater.records import UKI_NAME, ReleaseRecord
@@ -140,8 +140,3 @@ def make_plan(
         checks=checks,
         download_bytes_at_most=root.length_bytes + root.tree_length_bytes + sum(f.length_bytes for f in release.files),
     )
-
-
-def unexpected(what: str) -> UpdaterError:
-    """Return the error for a state that the program's own logic excludes."""
-    return UpdaterError(what, mend="please report this: it is a fault of the updater", reason="internal")

@@ -8,7 +8,6 @@ from datetime import datetime
 from updater.errors import NothingToDo, Refused
 from updater.manifest import Manifest, Withdrawn
 from updater.records import Ledger, Policy, Quarantined
-from updater.slots import Slot
 from updater.store import utc_time
 from updater.versions import Version
 
@@ -152,8 +151,3 @@ def _quarantine_mend(item: Quarantined) -> str:
 def floor_after_commit(floor: int, security_epoch: int) -> int:
     """Return the floor after a commit: raised by at most one, never lowered."""
     return floor + 1 if security_epoch > floor else floor
-
-
-def slot_line(slot: Slot, version: str) -> str:
-    """Return how messages name a slot with its release."""
-    return f"slot {slot} ({version})"
