@@ -9,6 +9,7 @@ from functools import singledispatch
 from typing import Any
 
 from integration.lab import node, publisher
+from integration.lab.disk import Disk
 from integration.lab.expectations import expect
 from integration.lab.fat import FatReader
 from integration.lab.machine import LabTimeout
@@ -32,7 +33,7 @@ from integration.lab.scenario import (
 from integration.lab.serial import Mark
 from integration.lab.server import ServerFault
 from integration.lab.timeline import Outcome
-from updater.boot.entries import ENTRIES, is_entry_name
+from updater.boot.entries import ENTRIES
 from updater.errors import EnvironmentFailure
 
 # A good release on a busy machine needs time, and no more than this to show that it holds.
@@ -293,8 +294,9 @@ def trigger_of(run: Run, condition: Condition) -> Callable[[], str | None]:
         wanted = condition.served_bytes
         return lambda: f"{run.server.bytes_since_mark} bytes served" if run.server.bytes_since_mark >= wanted else None
     if condition.entry is not None:
+        # Looked at every few milliseconds: the partition table is read once.
         esp, pattern_of_name = run.disk.esp(), condition.entry
-        return lambda: _entry_seen(esp, pattern_of_name)
+        return lambda: _entry_seen(run.disk, esp, pattern_of_name)
     return lambda: str(condition) if ready_of(run, condition, 0)() else None
 
 
@@ -310,14 +312,17 @@ def judge_call(run: Run, done: node.Did, code: int | None, reason: str | None, o
         run.check(f"output of {words}", output, done.text.strip()[-500:], _finds(output, done.text))
 
 
-def _entry_seen(esp: FatReader, pattern: str) -> str | None:
+def _entry_seen(disk: Disk, esp: FatReader, pattern: str) -> str | None:
     try:
-        names = [name for name in esp.names(ENTRIES) if is_entry_name(name)]
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in esp.names(ENTRIES)):
+            return None
+        # A name reaches the disk before its content does: only an entry that the loader lists is there.
+        names = disk.loader_order()
     except (OSError, ValueError):
         # Half-written: the next look, two milliseconds later, may see it whole.
         return None
     found = any(fnmatch.fnmatchcase(name, pattern) for name in names)
-    return f"the ESP held {', '.join(names)}" if found else None
+    return f"the loader would list {', '.join(names)}" if found else None
 
 
 def _finds(pattern: str, text: str) -> bool:

@@ -51,7 +51,8 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `committed`: this release's boot entry was seen to become good. `settled`: this release runs, its agent answers
     and its updater is idle. `running`: this release reached its userspace. `powered_off`: the machine has no power.
     `boots`: so many boots have ended. `serial`: the running boot's console shows the pattern. `served_bytes`: the
-    server sent so many bytes of files since it was last told anything. `entry`: the ESP holds an entry of this name.
+    server sent so many bytes of files since it was last told anything. `entry`: the loader would list an entry of this
+    name (a name alone, whose content has not reached the disk yet, is none).
     """
 
     committed: Release | None = None
