@@ -63,7 +63,8 @@ _FAULT_GENERATOR = "usr/lib/systemd/system-generators/acl-lab-faults"
 class ReleaseSpec:
     """One release of the reference image.
 
-    `changes` are files laid over the tree (path in the root -> file), `removed` paths taken out of it.
+    `changes` are files laid over the tree (path in the root -> file), `removed` paths taken out of it; `layout` names
+    the layout of the disks that it is for.
     """
 
     version: str
@@ -73,6 +74,7 @@ class ReleaseSpec:
     security_epoch: int = 0
     signing: SecureBoot | None = None
     checked: bool = True
+    layout: str = "dps-root"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,7 @@ def build(spec: ReleaseSpec, out: Path, ingredients: ReferenceImages | None = No
                 kernel_version=parts.base.kernel_version,
                 initrds=[parts.base.initrd, overlay],
                 out=out,
+                layouts=[spec.layout],
                 panic_s=panic_s,
                 security_epoch=spec.security_epoch,
                 command_line=command_line,

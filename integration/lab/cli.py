@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from integration.lab.scenario import DEFAULT_LAYOUT
 from updater.errors import ExitCode, UpdaterError
 
 _EXAMPLES = """\
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Boot a copy of the factory disk and print its console until it powers off, or Ctrl-C.",
     )
     boot.add_argument("--fault", action="append", default=[], metavar="RELEASE:NAME", help="give the guest a fault")
+    boot.add_argument("--layout", default=DEFAULT_LAYOUT, metavar="NAME", help="the disk's (default: %(default)s)")
     boot.add_argument("--disk", type=Path, help="boot this raw disk image instead, and keep what changes")
     boot.add_argument("--out", type=Path, default=Path("build/lab/boot"), help="folder (default: %(default)s)")
     boot.add_argument("--memory", type=int, default=1024, metavar="MIB", help="memory (default: %(default)s MiB)")
@@ -114,12 +116,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
     paths = chosen(arguments.scenario, arguments.tag, everything=arguments.all)
     scenarios = [load_scenario(path) for path in paths]
-    stock = make_stock()
     tell = None if arguments.json else terminal.live()
     reports = []
     for scenario in scenarios:
         if tell is not None:
             print(f"\n{scenario.name}: {scenario.summary}\n", flush=True)
+        stock = make_stock(scenario.layout)
         report = execute(stock, scenario, arguments.out / scenario.name, tell=tell, keep_disk=arguments.keep_disk)
         reports.append(report)
         if tell is not None:
@@ -160,11 +162,12 @@ def _boot(arguments: argparse.Namespace) -> int:
     from integration.lab.factory import make_stock
     from integration.lab.machine import Machine
     from integration.lab.serial import plain
+    from updater.layouts import load_layout
 
-    stock = make_stock()
+    stock = make_stock(arguments.layout)
     folder: Path = arguments.out
     folder.mkdir(parents=True, exist_ok=True)
-    disk = Disk(arguments.disk or folder / "disk.raw")
+    disk = Disk(arguments.disk or folder / "disk.raw", load_layout(stock.layout))
     if arguments.disk is None:
         copy_disk(stock.disk, disk.path)
     faults = []

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from integration.lab.fat import FatReader
+from integration.lab.scenario import DEFAULT_LAYOUT
 from integration.lab.timeline import DiskView
 from updater import gpt
 from updater.boot.entries import ENTRIES, is_entry_name, parse_entry, parse_name
 from updater.boot.loader_model import LoaderState, candidate, in_order
-from updater.errors import EnvironmentFailure
+from updater.errors import EnvironmentFailure, SlotDamaged
+from updater.layouts import Layout, load_layout
 from updater.run import run
+from updater.slots import Slot
+from updater.verity import parse_superblock
 
 _BLOCK_BYTES = 4096
-_DATA = {"root-a": "a", "root-b": "b"}
 _FILLER = "acl-lab-filler.bin"
 
 
@@ -28,9 +31,10 @@ def copy_disk(source: Path, target: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """A raw disk image with the layout dps-root."""
+    """A raw disk image, read through a layout."""
 
     path: Path
+    layout: Layout = field(default_factory=lambda: load_layout(DEFAULT_LAYOUT))
 
     def table(self) -> gpt.Gpt:
         """Return its partition table."""
@@ -52,12 +56,28 @@ class Disk:
 
     def esp(self) -> FatReader:
         """Return its ESP."""
-        return FatReader(self.path, self.partition("esp").offset_bytes)
+        return FatReader(self.path, self.partition(self.layout.partition("esp").label).offset_bytes)
+
+    def held(self, slot: Slot) -> str | None:
+        """Return the first 128 bits of the root hash that a slot holds, or None where that cannot be told.
+
+        Where the layout writes it into the table, that is what the kernel goes by; else it is the digest of the top of
+        the slot's hash tree.
+        """
+        data = self.layout.partition("data", slot)
+        if data.partuuid == "root-hash-head":
+            return self.partition(data.label).unique_guid.hex
+        at = self.partition(self.layout.partition("hash", slot).label).offset_bytes
+        with self.path.open("rb") as file:
+            try:
+                salt = bytes.fromhex(parse_superblock(os.pread(file.fileno(), _BLOCK_BYTES, at)).salt)
+            except SlotDamaged:
+                return None
+            return hashlib.sha256(salt + os.pread(file.fileno(), _BLOCK_BYTES, at + _BLOCK_BYTES)).hexdigest()[:32]
 
     def look(self) -> DiskView:
-        """Return which PARTUUID lies in which slot, and the boot entries; also while a guest writes to the disk."""
-        table = self.table()
-        slots = {p.unique_guid.hex: _DATA[p.name] for p in table.partitions if p.name in _DATA}
+        """Return which root hash lies in which slot, and the boot entries; also while a guest writes to the disk."""
+        slots = {head: slot.value for slot in Slot if (head := self.held(slot)) is not None}
         esp = self.esp()
         names = [name for name in esp.names(ENTRIES) if is_entry_name(name)]
         generations = {name: parse_entry(esp.read(f"{ENTRIES}/{name}") or b"").generation for name in names}
@@ -76,11 +96,13 @@ class Disk:
         return [one.file for one in in_order(LoaderState(candidates=tuple(there)))]
 
     def slot_digest(self, slot: str) -> str:
-        """Return a SHA-256 over all that makes a slot: both partitions, the UKI and the table's entries."""
+        """Return a SHA-256 over all that makes a slot: its partitions, the UKI and the table's entries."""
         digest = hashlib.sha256()
         with self.path.open("rb") as file:
-            for label in (f"root-{slot}", f"root-{slot}-verity"):
-                partition = self.partition(label)
+            for wanted in self.layout.partitions:
+                if wanted.slot is not Slot(slot):
+                    continue
+                partition = self.partition(wanted.label)
                 digest.update(repr((partition.unique_guid, partition.attributes)).encode())
                 at, end = partition.offset_bytes, partition.offset_bytes + partition.length_bytes
                 while at < end:
@@ -93,7 +115,8 @@ class Disk:
 
     def flip_block(self, slot: str, block: int) -> None:
         """Invert one byte in a 4096-byte block of a slot's data partition."""
-        self._flip(self.partition(f"root-{slot}").offset_bytes + block * _BLOCK_BYTES + 17)
+        label = self.layout.partition("data", Slot(slot)).label
+        self._flip(self.partition(label).offset_bytes + block * _BLOCK_BYTES + 17)
 
     def flip_file(self, path: str, at_byte: int) -> None:
         """Invert one byte of a file on the ESP."""
@@ -137,7 +160,7 @@ class Disk:
         run([_tool("mcopy"), "-o", "-i", self._esp_image(), "-", f"::{path}"], stdin=content, timeout_s=300)
 
     def _esp_image(self) -> str:
-        return f"{self.path}@@{self.partition('esp').offset_bytes}"
+        return f"{self.path}@@{self.partition(self.layout.partition('esp').label).offset_bytes}"
 
     def _flip(self, offset: int) -> None:
         with self.path.open("r+b") as file:

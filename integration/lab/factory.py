@@ -8,12 +8,14 @@ import logging
 import shutil
 import time
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import msgspec
 
 from integration.lab.emulator import find_emulator
 from integration.lab.publisher import acl_release, link, promote
+from integration.lab.scenario import DEFAULT_LAYOUT
 from integration.lab.stock import Known, Stock
 
 log = logging.getLogger(__name__)
@@ -38,27 +40,28 @@ _FRESH_S = 12 * 3600
 _UNUSED_S = 4 * 3600
 
 
-def make_stock() -> Stock:
-    """Return the lab's stock, built on first use and after every change of what it is made of."""
+@cache
+def make_stock(layout: str = DEFAULT_LAYOUT) -> Stock:
+    """Return the lab's stock for a layout, built on first use and after every change of what it is made of."""
     from integration.images.cache import cached
 
     emulator = find_emulator()
-    home = cached("lab-stock", recipe(), _make)
+    home = cached("lab-stock", recipe(layout), lambda folder, final: _make(folder, final, layout))
     repository = _renewed(home)
     releases = {
         int(number): Known(int(number), item["version"], item["root_hash"], VERSIONS[int(number)][1])
         for number, item in json.loads((home / "releases.json").read_text()).items()
     }
     about = {"loader": f"systemd-boot {(home / 'loader').read_text().strip()}"}
-    return Stock(emulator, home / "factory.raw", repository, home / "keys", releases, home / "trust", about)
+    return Stock(emulator, home / "factory.raw", repository, home / "keys", releases, home / "trust", about, layout)
 
 
-def recipe() -> dict[str, object]:
+def recipe(layout: str = DEFAULT_LAYOUT) -> dict[str, object]:
     """Return what the stock is made of: the digest of all sources that reach an image or the repository."""
     digest = hashlib.sha256(Path(__file__).read_bytes())
     for path in _source_files():
         digest.update(f"{path.relative_to(_TOP)}\0".encode() + path.read_bytes() + b"\0")
-    return {"format": 1, "sources": digest.hexdigest()}
+    return {"format": 1, "layout": layout, "sources": digest.hexdigest()}
 
 
 def _source_files() -> Iterable[Path]:
@@ -67,7 +70,7 @@ def _source_files() -> Iterable[Path]:
     yield from (_TOP / name for name in _FILES)
 
 
-def _make(folder: Path, final: Path) -> None:
+def _make(folder: Path, final: Path, layout: str) -> None:
     from integration.images.disk import make_factory_disk
     from integration.images.reference import ReleaseSpec, build, prepare
     from updater.release.cpio import TreeFile
@@ -85,9 +88,8 @@ def _make(folder: Path, final: Path) -> None:
         if number == _TOO_LARGE:
             continue
         log.info("lab: building release %s", version)
-        release = build(
-            ReleaseSpec(version, changes={f"{_TRUST}/1.root.json": root}), folder / f"build-{number}", parts
-        )
+        spec = ReleaseSpec(version, changes={f"{_TRUST}/1.root.json": root}, layout=layout)
+        release = build(spec, folder / f"build-{number}", parts)
         known[number] = {"version": version, "root_hash": release.manifest.root.root_hash}
         if number == 1:
             make_factory_disk(release, folder / "factory.raw", parts.tools)

@@ -20,6 +20,7 @@ from integration.lab.scenario import Scenario, Step
 from integration.lab.server import LabServer
 from integration.lab.stock import Stock
 from updater.errors import UpdaterError
+from updater.layouts import load_layout
 
 
 def execute(
@@ -37,7 +38,7 @@ def execute(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     started, began = datetime.now(UTC), time.monotonic()
-    disk = Disk(folder / "disk.raw")
+    disk = Disk(folder / "disk.raw", load_layout(stock.layout))
     observer = Observer(folder, releases=stock.versions, look=disk.look, tell=tell)
     held: list[Held] = []
     error: str | None = None

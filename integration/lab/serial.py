@@ -65,7 +65,7 @@ _PATTERNS: tuple[tuple[Mark, re.Pattern[str]], ...] = tuple(
 # PID 1 greets twice: the first time in the initrd, the second time from the release's own root.
 _GREETING = re.compile(r"systemd\[1\]: systemd \S+ running in system mode|Welcome to .*!")
 _ESCAPES = re.compile(r"\x1b\[[0-9;?=]*[A-Za-z]|\x1b[()][A-Z0-9]|\x1b[=>78cM]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_ROOT_HASH = re.compile(r"roothash=([0-9a-f]{64})")
+_ROOT_HASH = re.compile(r"(?:root|usr)hash=([0-9a-f]{64})")
 _FAULT = re.compile(r"acl\.lab\.fault=(\S+)")
 _LONGEST_LINE = 8192
 
@@ -93,7 +93,7 @@ def plain(line: str) -> str:
 
 
 def read_command_line(text: str) -> CommandLine:
-    """Return what a kernel's command line says to the lab; the last `roothash=` wins, as in systemd."""
+    """Return what a kernel's command line says to the lab; the last `roothash=` or `usrhash=` wins, as in systemd."""
     words = text.split()
     hashes = [match.group(1) for word in words if (match := _ROOT_HASH.fullmatch(word))]
     faults = tuple(match.group(1) for word in words if (match := _FAULT.fullmatch(word)))
