@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import IO, Literal
 
 from updater.blocks import Blocks
-from updater.boot.systemd_boot import SystemdBoot
+from updater.boot.choose import TableAccess, open_backend
+from updater.boot.protocol import BootBackend
 from updater.config import Config
 from updater.efi_store import FileEfiVariables
 from updater.efivars import EfiVariables, NoEfiVariables
@@ -28,8 +29,6 @@ from updater.node.protocol import Running
 from updater.partition import FileBlocks, WholeDisk, write_table
 from updater.slots import Slot
 from updater.store import Store
-
-STATE_FOLDER = "lib/acl-updater"
 
 
 class ImageNode:
@@ -52,15 +51,23 @@ class ImageNode:
         self.architecture: str = layout.architecture
         self._image = image
         self._disk = LayoutDisk(str(image), layout, self._table, self._write_table)
-        esp = self._disk.partition("esp")
+        esp = self._disk.boot_partition()
         state = self._disk.partition("state")
         self.esp: Directory = FatImage(image, offset_bytes=esp.offset_bytes, length_bytes=esp.length_bytes)
-        self.state: Directory = Ext4Image(image, offset_bytes=state.offset_bytes, base=STATE_FOLDER, writable=writable)
+        self.state: Directory = Ext4Image(
+            image, offset_bytes=state.offset_bytes, base=layout.state_folder, writable=writable
+        )
         self.trust: Directory = Below(self.state, "trust")
         efi: EfiVariables = (
             FileEfiVariables(efi_vars) if efi_vars is not None else NoEfiVariables("no --efi-vars was given")
         )
-        self.boot = SystemdBoot(self.esp, efi, part_uuid=esp.unique_guid)
+        self.boot: BootBackend = open_backend(
+            layout,
+            esp=self.esp,
+            efi=efi,
+            table=TableAccess(self._table, self._write_table),
+            part_uuid=esp.unique_guid,
+        )
 
     def __enter__(self) -> ImageNode:
         return self

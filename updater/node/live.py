@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import IO, Literal
 
 from updater.blocks import Blocks
-from updater.boot.systemd_boot import SystemdBoot
+from updater.boot.choose import TableAccess, open_backend
+from updater.boot.protocol import BootBackend
 from updater.config import Config
 from updater.devices import LiveRoot, discover_live_root, mounted_esp
-from updater.efivars import LiveEfiVariables
+from updater.efivars import LiveEfiVariables, NoEfiVariables
 from updater.errors import EnvironmentFailure, Refused
 from updater.files import Below, Directory, MountedDirectory, explained
 from updater.gpt import Gpt, parse
@@ -63,10 +64,15 @@ class LiveNode:
             )
         self._root: LiveRoot = discover_live_root()
         self._disk = LayoutDisk(str(self._root.disk), self.layout, self._table, self._write_table)
-        esp = self._disk.partition("esp")
+        esp = self._disk.boot_partition()
         self.esp: Directory = self._stack.enter_context(mounted_esp(self._root.device(esp.number)))
-        self.boot = SystemdBoot(
-            self.esp, LiveEfiVariables(), part_uuid=esp.unique_guid, boot_id=self.boot_id().replace("-", "")
+        self.boot: BootBackend = open_backend(
+            self.layout,
+            esp=self.esp,
+            efi=LiveEfiVariables() if self.layout.is_uefi else NoEfiVariables("this layout is booted without UEFI"),
+            table=TableAccess(self._table, self._write_table),
+            part_uuid=esp.unique_guid,
+            boot_id=self.boot_id().replace("-", ""),
         )
         return self
 

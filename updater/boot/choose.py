@@ -1,0 +1,50 @@
+"""The choice of the boot back end that a layout names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from uuid import UUID
+
+from updater.boot.protocol import BootBackend
+from updater.efivars import EfiVariables
+from updater.errors import EnvironmentFailure
+from updater.files import Directory
+from updater.gpt import Gpt
+from updater.layouts import Layout
+
+
+@dataclass(frozen=True, slots=True)
+class TableAccess:
+    """The disk's partition table: `read` returns it as it is now, `write` makes a changed one durable, copy by copy."""
+
+    read: Callable[[], Gpt]
+    write: Callable[[Gpt], None]
+
+
+def open_backend(
+    layout: Layout,
+    *,
+    esp: Directory,
+    efi: EfiVariables,
+    table: TableAccess,
+    part_uuid: UUID | None = None,
+    boot_id: str = "",
+    title: str = "ACL",
+) -> BootBackend:
+    """Return the back end of the layout's loader; raise EnvironmentFailure for one that this version does not have.
+
+    `esp` is the FAT partition with the boot files (`Layout.boot_partition`), `part_uuid` its PARTUUID; `boot_id` the
+    kernel's id of this boot, empty for a disk image; `title` is what a menu shows.
+    """
+    match layout.boot.backend, layout.boot.entries:
+        case "systemd-boot", "type1":
+            from updater.boot.systemd_boot import SystemdBoot
+
+            return SystemdBoot(esp, efi, part_uuid=part_uuid, boot_id=boot_id, title=title)
+        case backend, _:
+            raise EnvironmentFailure(
+                f"this version has no back end for the loader {backend} of the layout {layout.name}",
+                mend="install a newer acl-updater, or name another layout in the configuration (`layout:`)",
+                reason="no-backend",
+            )
