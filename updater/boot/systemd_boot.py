@@ -7,14 +7,14 @@ entry file is either listed whole, or skipped by the loader: one cut in its crea
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterable, Iterator
 from uuid import UUID
 
 from updater.boot import entries, loader_model, obstacles
-from updater.boot.entries import ENTRIES, EntryName, addons_path, uki_path
-from updater.boot.esp import EspView, leftovers, look
+from updater.boot.artifacts import EspArtifacts
+from updater.boot.entries import ENTRIES, EntryName, uki_path
+from updater.boot.esp import EspView, look
 from updater.boot.loader_model import Candidate
 from updater.boot.protocol import BootFile, BootState, Entry
 from updater.efivars import EfiVariables, Forgiving, read_text
@@ -25,10 +25,7 @@ from updater.uki import read_os_release
 
 log = logging.getLogger(__name__)
 
-UKI_NAME = "uki.efi"
 MAX_TRIES = 9
-# The largest cluster of any FAT: a file may take that much more than its length.
-_CLUSTER_BYTES = 32 * 1024
 
 
 class SystemdBoot:
@@ -49,6 +46,7 @@ class SystemdBoot:
         kernel's id of this boot, empty for a disk image; it marks entries written in this boot.
         """
         self._esp = esp
+        self._artifacts = EspArtifacts(esp)
         self._efi = efi
         self._part_uuid = part_uuid
         self._boot_id = boot_id
@@ -83,11 +81,7 @@ class SystemdBoot:
             )
         for file in doomed:
             self._esp.remove(f"{ENTRIES}/{file}")
-        # The reverse of placing: without its UKI an addon is nothing, and a UKI without its addons might boot.
-        self._esp.remove(uki_path(slot))
-        self._esp.remove(addons_path(slot))
-        for path in leftovers(self._esp):
-            self._esp.remove(path)
+        self._artifacts.remove(slot)
 
     def settle(self, slot: Slot) -> None:
         """Make the proven `slot` a good, uncounted entry that can never go bad: the fallback of a trial."""
@@ -97,67 +91,24 @@ class SystemdBoot:
 
     def space_needed(self, slot: Slot, files: Iterable[BootFile]) -> tuple[int, int]:
         """Return (bytes needed, bytes that will be free once `slot` is withdrawn), both on the safe side."""
-        needed = 0
-        folders = 1
-        for file in files:
-            needed += -(-file.length_bytes // _CLUSTER_BYTES) * _CLUSTER_BYTES
-            folders += file.name != UKI_NAME
         # Entries: the new one, and a twin of the fallback's while it settles.
-        needed += (min(folders, 2) + 2) * _CLUSTER_BYTES
-        freed = self._esp.size(uki_path(slot)) or 0
-        freed += sum(self._esp.size(f"{addons_path(slot)}/{name}") or 0 for name in self._esp.names(addons_path(slot)))
-        freed += sum(self._esp.size(path) or 0 for path in leftovers(self._esp))
-        return needed, self._esp.free_bytes() + freed
+        return self._artifacts.space_needed(slot, files, small_files=2)
 
     def place(self, slot: Slot, file: BootFile, chunks: Iterable[bytes]) -> None:
         """Write one file of the artifact of a withdrawn `slot` (addons before the UKI) and flush it.
 
         It goes straight to its final name: no entry refers to it, so that nothing boots a half of it.
         """
-        view = self._look()
-        if view.files_of_slot(slot):
-            raise EnvironmentFailure(
-                f"slot {slot} still has the boot entry {view.files_of_slot(slot)[0]}: its files are not replaced",
-                mend=f"withdraw slot {slot} first",
-                reason="slot-not-withdrawn",
-            )
-        self._esp.write_new(artifact_path(slot, file.name), chunks)
+        live = self._look().files_of_slot(slot)
+        self._artifacts.place(slot, file, chunks, live_entry=live[0] if live else None)
 
     def verify(self, slot: Slot, files: Iterable[BootFile]) -> tuple[str, ...]:
         """Read the artifact's files back from the medium; return one sentence for each that is missing or differs."""
-        complaints = []
-        expected = set()
-        for file in files:
-            expected.add(file.name.lower())
-            try:
-                complaint = self._complaint(artifact_path(slot, file.name), file)
-            except EnvironmentFailure as error:
-                # A chain that a cut left too short reads as an I/O error: the file is placed anew.
-                complaint = error.message
-            if complaint:
-                complaints.append(complaint)
-        # The stub loads every addon that it finds, so that a stray one changes the command line.
-        for name in self._esp.names(addons_path(slot)):
-            if name.lower() not in expected:
-                complaints.append(f"/{addons_path(slot)}/{name} does not belong to the release")
-        return tuple(complaints)
-
-    def _complaint(self, path: str, file: BootFile) -> str:
-        length = self._esp.size(path)
-        if length is None:
-            return f"/{path} is missing"
-        if length != file.length_bytes:
-            return f"/{path} has {length} bytes instead of {file.length_bytes}"
-        digest = hashlib.sha256()
-        for chunk in self._esp.chunks(path):
-            digest.update(chunk)
-        if digest.hexdigest() != file.sha256:
-            return f"/{path} differs from the manifest (sha256 {digest.hexdigest()})"
-        return ""
+        return self._artifacts.verify(slot, files)
 
     def artifact_chunks(self, slot: Slot, name: str) -> Iterator[bytes]:
         """Yield the bytes of one file of the slot's artifact, read from the medium."""
-        return self._esp.chunks(artifact_path(slot, name))
+        return self._artifacts.chunks(slot, name)
 
     def arm(self, slot: Slot, version: str, *, tries: int) -> Entry:
         """Publish a counted entry for `slot` that sorts before all others; return it."""
@@ -325,11 +276,6 @@ class SystemdBoot:
                 mend=f"settle slot {slot.other} first",
                 reason="no-fallback",
             )
-
-
-def artifact_path(slot: Slot, name: str) -> str:
-    """Return where a file of a slot's artifact lies on the ESP: `uki.efi`, or an addon by its name."""
-    return uki_path(slot) if name == UKI_NAME else f"{addons_path(slot)}/{name}"
 
 
 def _twin(slot: Slot, *, but_not: EntryName | None = None) -> EntryName:
