@@ -138,11 +138,6 @@ def uki_path(slot: Slot) -> str:
     return f"{ARTIFACTS}/{slot}.efi"
 
 
-def addons_path(slot: Slot) -> str:
-    """Return the folder of a slot's addons, which the stub finds by the UKI's own name."""
-    return f"{ARTIFACTS}/{slot}.efi.extra.d"
-
-
 def parse_entry(raw: bytes) -> Type1:
     """Read an entry's lines; unknown keys are skipped, as the loader does."""
     last: dict[str, str] = {}
