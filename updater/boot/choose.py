@@ -12,6 +12,7 @@ from updater.errors import EnvironmentFailure
 from updater.files import Directory
 from updater.gpt import Gpt
 from updater.layouts import Layout
+from updater.slots import Slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,11 @@ def open_backend(
             from updater.boot.systemd_boot import SystemdBoot
 
             return SystemdBoot(esp, efi, part_uuid=part_uuid, boot_id=boot_id, title=title)
+        case "gpt-priority", _:
+            from updater.boot.gpt_priority import GptPriority
+
+            labels = {slot: layout.partition("data", slot).label for slot in Slot}
+            return GptPriority(esp, labels, read=table.read, write=table.write)
         case backend, _:
             raise EnvironmentFailure(
                 f"this version has no back end for the loader {backend} of the layout {layout.name}",
