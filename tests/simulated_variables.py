@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from uuid import UUID
 
 from updater.efivars import LOADER_GUID, checked_value, stored_bytes, unwritable
@@ -17,17 +18,20 @@ class SimulatedEfiVariables:
         volatile: bool = True,
         locked: str | None = None,
         room_bytes: int | None = None,
+        tell: Callable[[str], None] | None = None,
     ) -> None:
         """Take loader variables by name; `locked` is the reason why nothing can be changed.
 
-        `room_bytes` is how much the store takes; a change beyond that fails and leaves the old value.
+        `room_bytes` is how much the store takes; a change beyond that fails and leaves the old value. `tell` hears of
+        each change once it is made: firmware changes a variable as a whole or not at all.
         """
         self.values: dict[tuple[UUID, str], bytes] = {
             (LOADER_GUID, name): value for name, value in (values or {}).items()
         }
         self.room_bytes = room_bytes
         self._volatile = volatile
-        self._locked = locked
+        self.locked = locked
+        self._tell = tell or (lambda _: None)
 
     @property
     def present(self) -> bool:
@@ -48,14 +52,16 @@ class SimulatedEfiVariables:
             if needed > (self.free_bytes() or 0):
                 raise unwritable(name, f"the store is full ({needed} bytes needed, {self.free_bytes()} free)")
         self.values[guid, name] = checked_value(name, value)
+        self._tell(f"set {name}")
 
     def delete(self, name: str, guid: UUID = LOADER_GUID) -> None:
         if (guid, name) in self.values:
             self._refuse_locked(name)
             del self.values[guid, name]
+            self._tell(f"delete {name}")
 
     def writable(self) -> str | None:
-        return self._locked
+        return self.locked
 
     def names(self, guid: UUID = LOADER_GUID) -> list[str]:
         return sorted(name for vendor, name in self.values if vendor == guid)
@@ -66,5 +72,5 @@ class SimulatedEfiVariables:
         return max(0, self.room_bytes - sum(stored_bytes(name, value) for (_, name), value in self.values.items()))
 
     def _refuse_locked(self, name: str) -> None:
-        if self._locked:
-            raise unwritable(name, self._locked)
+        if self.locked:
+            raise unwritable(name, self.locked)
