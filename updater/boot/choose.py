@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
 
+from updater.boot.load_option import EspPlace
 from updater.boot.protocol import BootBackend
 from updater.efivars import EfiVariables
 from updater.errors import EnvironmentFailure
@@ -48,9 +49,25 @@ def open_backend(
 
             labels = {slot: layout.partition("data", slot).label for slot in Slot}
             return GptPriority(esp, labels, read=table.read, write=table.write)
+        case "efi-bootnext", _:
+            from updater.boot.efi_bootnext import EfiBootNext
+
+            return EfiBootNext(esp, efi, _esp_place(table, part_uuid), boot_id=boot_id, title=title)
         case backend, _:
             raise EnvironmentFailure(
                 f"this version has no back end for the loader {backend} of the layout {layout.name}",
                 mend="install a newer acl-updater, or name another layout in the configuration (`layout:`)",
                 reason="no-backend",
             )
+
+
+def _esp_place(table: TableAccess, part_uuid: UUID | None) -> EspPlace:
+    """Return where the ESP lies on its disk, which is how firmware finds it."""
+    found = next((partition for partition in table.read().partitions if partition.unique_guid == part_uuid), None)
+    if found is None:
+        raise EnvironmentFailure(
+            f"the partition table has no ESP with the PARTUUID {part_uuid}",
+            mend="see `sfdisk --dump` of that disk",
+            reason="no-partition",
+        )
+    return EspPlace(found.number, found.first_lba, found.last_lba - found.first_lba + 1, found.unique_guid)
