@@ -103,8 +103,8 @@ class LayoutDisk:
             )
         if wanted.fixed_partuuid not in (None, partition.unique_guid):
             raise EnvironmentFailure(
-                f"partition {partition.number} ({wanted.label}) of {self._name} has PARTUUID {partition.unique_guid}, the "
-                f"layout {self._layout.name} says {wanted.fixed_partuuid}: what is booted would not find it",
+                f"partition {partition.number} ({wanted.label}) of {self._name} has PARTUUID {partition.unique_guid}, "
+                f"the layout {self._layout.name} says {wanted.fixed_partuuid}: what is booted would not find it",
                 mend=f"give it that PARTUUID with `sgdisk -u {partition.number}:{wanted.fixed_partuuid}`, or name this "
                 "disk's layout in the configuration (`layout:`)",
                 reason="layout-mismatch",

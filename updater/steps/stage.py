@@ -21,6 +21,7 @@ from updater.situation import Situation, decide
 from updater.steps.proofs import prove_boot_files, prove_fallback
 from updater.steps.session import Session
 from updater.steps.ways import WorkedOut, worked_out
+from updater.verity_words import check_verity_words
 
 CHUNK_BYTES = 1 << 20
 
@@ -155,8 +156,9 @@ def _execute(session: Session, facts: Facts, plan: Plan, ways: WorkedOut) -> Non
         node.label_slot(slot, release.root.root_hash)
 
     with step(reporter, "place-boot-files", sentences["place-boot-files"]) as said:
-        for file, shape in zip(release.files, boot_files(release), strict=True):
-            said.append(_place(session, plan, ways, file, shape))
+        given: list[str] = []
+        for file, shape in zip(release.files_of(slot), boot_files(release, slot), strict=True):
+            said.append(_place(session, plan, ways, file, shape, given))
         prove_boot_files(session, slot, release)
 
     with step(reporter, "record-staged", sentences["record-staged"]):
@@ -185,26 +187,42 @@ def _fill(session: Session, release: ReleaseRecord, plan: Plan, ways: WorkedOut)
     )
 
 
-def _place(session: Session, plan: Plan, ways: WorkedOut, file: FileRecord, shape: BootFile) -> str:
-    """Fetch one boot file to scratch, prove it, and only then let its bytes reach the ESP."""
-    from updater.uki import check_addon, check_uki
+def _place(session: Session, plan: Plan, ways: WorkedOut, file: FileRecord, shape: BootFile, given: list[str]) -> str:
+    """Fetch one boot file to scratch, prove it, and only then let its bytes reach the ESP.
 
-    with session.node.scratch_folder() as scratch:
-        path = scratch / "boot-file"
+    `given` gathers the words of the command line; the UKI comes last, and is placed only when all of them together
+    boot this release from this slot.
+    """
+    node, release = session.node, plan.release
+    with node.scratch_folder() as scratch:
+        path = scratch / file.name
         way = ways.fetch(file, path)
         try:
+            given += _sound_words(path, file, session, release)
             if file.name == UKI_NAME:
-                check_uki(path, plan.release, session.node.architecture)
-            else:
-                check_addon(path, session.node.architecture)
+                check_verity_words(given, _sources(plan), release=release, layout=node.layout, slot=plan.slot)
         except InvalidDocument as error:
             raise Refused(
-                f"{file.name} of release {plan.release.version} would not boot: {error.message}",
+                f"{file.name} of release {release.version} would not boot: {error.message}",
                 mend=error.mend,
                 reason="unsound-boot-file",
             ) from error
-        session.node.boot.place(plan.slot, shape, _chunks(path))
+        node.boot.place(plan.slot, shape, _chunks(path))
     return f"{file.name}: {way.value}"
+
+
+def _sound_words(path: Path, file: FileRecord, session: Session, release: ReleaseRecord) -> list[str]:
+    """Return the words that a sound boot file adds to the command line; raise InvalidDocument."""
+    from updater.uki import check_addon, check_uki, words
+
+    architecture = session.node.architecture
+    if file.name == UKI_NAME:
+        return words(check_uki(path, release, architecture).command_line)
+    return words(check_addon(path, architecture, of_slot=file.slot is not None).command_line)
+
+
+def _sources(plan: Plan) -> str:
+    return ", ".join(file.name for file in reversed(plan.release.files_of(plan.slot)))
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
@@ -221,7 +239,7 @@ def _planned(session: Session, facts: Facts, target: Target, manifest: Manifest,
         blocks = node.blocks(slot, "data" if role == "data" else "hash")
         lengths.append(blocks.length_bytes)
         blocks.close()
-    needed, free = node.boot.space_needed(slot, boot_files(release))
+    needed, free = node.boot.space_needed(slot, boot_files(release, slot))
     return make_plan(
         target=target,
         manifest=manifest,

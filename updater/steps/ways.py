@@ -132,7 +132,7 @@ def worked_out(
         uki_costs = _uki_costs(session, facts, release, transport.uki)
         memory = spare_memory_bytes()
         uki_least = min(cost.fetch_bytes for cost in uki_costs if cost.possible)
-        addons = sum(file.length_bytes for file in release.files if file.name != UKI_NAME)
+        addons = sum(file.length_bytes for file in release.files_of(slot.other) if file.name != UKI_NAME)
         cap = network.max_download_bytes
         choice = choose_way(
             costs, most_bytes=None if cap is None else max(0, cap - uki_least - addons), most_memory_bytes=memory
