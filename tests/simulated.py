@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from updater.errors import EnvironmentFailure
-from updater.files import CHUNK_BYTES, checked
+from updater.files import CHUNK_BYTES, checked, other_length
 
 CLUSTER_BYTES = 4096
+SECTOR_BYTES = 512
 
 
 class PowerCut(BaseException):
@@ -154,6 +155,32 @@ class SimulatedDirectory:
             self._put(path, content)
 
         self._effect(f"rename to {path}", change)
+
+    def overwrite(self, path: str, content: bytes) -> None:
+        old = self._files.get(self._key(path), ("", b""))[1]
+        if len(old) != len(content):
+            raise other_length(path, len(old) or None, len(content))
+        sectors = [
+            at
+            for at in range(0, len(content), SECTOR_BYTES)
+            if old[at : at + SECTOR_BYTES] != content[at : at + SECTOR_BYTES]
+        ]
+        for number, at in enumerate(sectors):
+            end = at + SECTOR_BYTES
+            # A drive that dies inside a sector leaves it unreadable: garbage, for whoever asks for a signature.
+            self._torn(
+                f"overwrite {path}, sector {at // SECTOR_BYTES} lost",
+                path,
+                old[:at] + bytes(len(content[at:end])) + old[end:],
+            )
+            for later in sectors[number + 1 :]:
+                self._torn(
+                    f"overwrite {path}, sector {later // SECTOR_BYTES} first",
+                    path,
+                    old[:later] + content[later : later + SECTOR_BYTES] + old[later + SECTOR_BYTES :],
+                )
+            old = old[:at] + content[at:end] + old[end:]
+            self._effect(f"overwrite {path}, sector {at // SECTOR_BYTES}", partial(self._put, path, old))
 
     def remove(self, path: str) -> None:
         key = self._key(path)
