@@ -12,7 +12,7 @@ from updater.boot import firmware_model
 from updater.boot.efi_bootnext import EfiBootNext, factory_variables
 from updater.boot.firmware import FirmwareView, look
 from updater.boot.firmware_model import Manner
-from updater.boot.load_option import EspPlace, option_bytes, option_name, option_number, order_bytes
+from updater.boot.load_option import EspPlace, option_name, order_bytes
 from updater.efivars import GLOBAL_GUID
 from updater.slots import Slot
 
@@ -88,8 +88,9 @@ class FirmwareWorld:
     def power_on(self) -> Slot | None:
         view = self.view()
         started, after = firmware_model.boot(view.state, self.manner)
-        kept = {key: value for key, value in self.efi.values.items() if not self._is_boot_variable(key)}
-        kept |= {(GLOBAL_GUID, option_name(n)): option_bytes(option) for n, option in after.options.items()}
+        dropped = {option_name(number) for number in view.state.options.keys() - after.options.keys()}
+        dropped |= {"BootOrder", "BootNext", "BootCurrent"}
+        kept = {key: value for key, value in self.efi.values.items() if key[0] != GLOBAL_GUID or key[1] not in dropped}
         if after.order:
             kept[GLOBAL_GUID, "BootOrder"] = order_bytes(after.order)
         if after.next_number is not None:
@@ -99,11 +100,6 @@ class FirmwareWorld:
         self.efi.values = kept
         self.boot_number += 1
         return view.slots.get(started) if started is not None else None
-
-    def _is_boot_variable(self, key: tuple[UUID, str]) -> bool:
-        guid, name = key
-        known = name in ("BootOrder", "BootNext", "BootCurrent") or option_number(name) is not None
-        return guid == GLOBAL_GUID and known
 
     def _as_it_was(self, files: Mapping[str, bytes], values: Values) -> FirmwareWorld:
         world = FirmwareWorld(files, values, manner=self.manner, live=self.live)

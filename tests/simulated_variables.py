@@ -32,6 +32,11 @@ class SimulatedEfiVariables:
         self._volatile = volatile
         self.locked = locked
         self._tell = tell or (lambda _: None)
+        self._changes_left: int | None = None
+
+    def fail_from(self, change: int | None) -> None:
+        """Let the firmware refuse every change from the given one on (1 is the next); None: it takes them again."""
+        self._changes_left = None if change is None else change - 1
 
     @property
     def present(self) -> bool:
@@ -72,5 +77,9 @@ class SimulatedEfiVariables:
         return max(0, self.room_bytes - sum(stored_bytes(name, value) for (_, name), value in self.values.items()))
 
     def _refuse_locked(self, name: str) -> None:
+        if self._changes_left == 0:
+            raise unwritable(name, "Input/output error")
+        if self._changes_left is not None:
+            self._changes_left -= 1
         if self.locked:
             raise unwritable(name, self.locked)

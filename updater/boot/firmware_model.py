@@ -51,13 +51,13 @@ def choose(state: FirmwareState, manner: Manner = Manner.PLAIN) -> int | None:
 def boot(state: FirmwareState, manner: Manner = Manner.PLAIN) -> tuple[int | None, FirmwareState]:
     """Return the option that boots, and the variables that the firmware leaves."""
     started = choose(state, manner)
-    options = dict(state.options)
-    order = tuple(number for number in state.order if number in options)
+    dropped: set[int] = set()
     if manner & Manner.DROPS_MISSING:
-        options = {number: option for number, option in options.items() if number in state.loadable}
+        dropped |= state.options.keys() - state.loadable
     if manner & Manner.DROPS_ORPHANS:
-        options = {number: option for number, option in options.items() if number in order}
-    order = tuple(number for number in order if number in options)
+        dropped |= state.options.keys() - set(state.order)
+    options = {number: option for number, option in state.options.items() if number not in dropped}
+    order = tuple(number for number in state.order if number not in dropped)
     if manner & Manner.BOOTED_FIRST and started in order:
         order = (started, *(number for number in order if number != started))
     kept = state.next_number if manner & Manner.KEEPS_NEXT else None
