@@ -130,6 +130,12 @@ class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.boot_partition.role == "esp"
 
     @property
+    def writes_table(self) -> bool:
+        """Tell whether updates change the partition table: its PARTUUIDs, or the bits that a loader reads."""
+        rules = [partition.partuuid or "" for partition in self.partitions]
+        return self.boot.backend == "gpt-priority" or any(rule.startswith("root-hash-") for rule in rules)
+
+    @property
     def numbers(self) -> dict[str, int]:
         """Return each label's partition number on a new disk."""
         found: dict[str, int] = {}
@@ -280,6 +286,8 @@ def _check_loader(layout: Layout) -> None:
         raise _invalid(
             "boot.backend", f"{boot.backend} needs UEFI, and this layout has no ESP", "give one partition the role esp"
         )
+    if boot.backend == "efi-bootnext" and boot.tries != 1:
+        raise _invalid("boot.tries", f"firmware gives a trial one try, not {boot.tries}", "write `tries: 1`")
     if boot.entries == "type2" and boot.backend != "systemd-boot":
         raise _invalid("boot.entries", f"{boot.backend} has no Type #2 entries", "remove `entries`")
 
