@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 TRIES = 1
 _DOUBT = "perhaps the firmware did not take BootNext, or something else used it first"
+_PASSED_OVER = "the firmware did not take BootNext"
 
 
 class EfiBootNext:
@@ -68,7 +69,7 @@ class EfiBootNext:
             obstacles=(*firmware.obstacles(view, self._efi), *efi.failures),
             loader="the firmware's boot manager",
             notes=firmware.notes(view, efi),
-            doubt=_DOUBT if tried else "",
+            doubt=_PASSED_OVER if view.passed_over is not None else _DOUBT if tried else "",
         )
 
     def withdraw(self, slot: Slot) -> None:

@@ -25,7 +25,7 @@ from updater.slots import Slot
 ROOM_BYTES = 6 * 1024
 _WAITS_FOR_EVER = b"\xff\xff"
 _BOOT_ID_LETTERS = 8
-_MARK = re.compile(r"(?:.* )?(\S+), slot ([ab]), (release|trial) ([0-9]{1,9})(?:, boot ([0-9a-f]{8}))?")
+_MARK = re.compile(r"(?:.* )?(\S+), slot ([ab]), (release|trial) ([0-9]{1,9})(?:, boot ([0-9a-z]{1,8}))?")
 
 
 @dataclass(frozen=True, slots=True)
