@@ -12,13 +12,14 @@ from typing import Protocol
 
 import pytest
 
+from tests.portable_executable import build_pe, build_uki
 from updater.boot.protocol import BootBackend, BootFile
 from updater.errors import EnvironmentFailure
 from updater.slots import Slot
 
 A, B = Slot.A, Slot.B
-UKI = b"unified kernel image " * 50
-ADDON = b"addon"
+UKI = build_uki()
+ADDON = build_pe([(".sbat", b"sbat,1\n"), (".cmdline", b"fips=1")])
 FILES = (
     BootFile("fips.addon.efi", len(ADDON), hashlib.sha256(ADDON).hexdigest()),
     BootFile("uki.efi", len(UKI), hashlib.sha256(UKI).hexdigest()),

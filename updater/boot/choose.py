@@ -33,11 +33,12 @@ def open_backend(
     part_uuid: UUID | None = None,
     boot_id: str = "",
     title: str = "ACL",
+    command_line: str = "",
 ) -> BootBackend:
     """Return the back end of the layout's loader; raise EnvironmentFailure for one that this version does not have.
 
     `esp` is the FAT partition with the boot files (`Layout.boot_partition`), `part_uuid` its PARTUUID; `boot_id` the
-    kernel's id of this boot, empty for a disk image; `title` is what a menu shows.
+    kernel's id of this boot and `command_line` its parameters, empty for a disk image; `title` is what a menu shows.
     """
     match layout.boot.backend, layout.boot.entries:
         case "systemd-boot", "type1":
@@ -53,6 +54,10 @@ def open_backend(
             from updater.boot.efi_bootnext import EfiBootNext
 
             return EfiBootNext(esp, efi, _esp_place(table, part_uuid), boot_id=boot_id, title=title)
+        case "grub-env", _:
+            from updater.boot.grub_env import GrubEnv
+
+            return GrubEnv(esp, command_line=command_line)
         case backend, _:
             raise EnvironmentFailure(
                 f"this version has no back end for the loader {backend} of the layout {layout.name}",
