@@ -157,7 +157,7 @@ def chosen(names: Sequence[str], tags: Sequence[str], *, everything: bool) -> li
 
 def _boot(arguments: argparse.Namespace) -> int:
     from integration.lab.boots import Event, Observer
-    from integration.lab.disk import Disk, copy_disk
+    from integration.lab.disk import Disk, copy_disk, take_variables
     from integration.lab.emulator import Given, Hardware
     from integration.lab.factory import make_stock
     from integration.lab.machine import Machine
@@ -167,7 +167,7 @@ def _boot(arguments: argparse.Namespace) -> int:
     stock = make_stock(arguments.layout)
     folder: Path = arguments.out
     folder.mkdir(parents=True, exist_ok=True)
-    disk = Disk(arguments.disk or folder / "disk.raw", load_layout(stock.layout))
+    disk = Disk(arguments.disk or folder / "disk.raw", load_layout(stock.layout), take_variables(stock, folder))
     if arguments.disk is None:
         copy_disk(stock.disk, disk.path)
     faults = []

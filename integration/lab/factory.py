@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from integration.lab.disk import VARIABLES
 from integration.lab.emulator import find_emulator
 from integration.lab.publisher import acl_release, link, promote
 from integration.lab.scenario import DEFAULT_LAYOUT
@@ -53,7 +54,18 @@ def make_stock(layout: str = DEFAULT_LAYOUT) -> Stock:
         for number, item in json.loads((home / "releases.json").read_text()).items()
     }
     about = {"loader": f"systemd-boot {(home / 'loader').read_text().strip()}"}
-    return Stock(emulator, home / "factory.raw", repository, home / "keys", releases, home / "trust", about, layout)
+    store = home / VARIABLES
+    return Stock(
+        emulator,
+        home / "factory.raw",
+        repository,
+        home / "keys",
+        releases,
+        home / "trust",
+        about,
+        layout,
+        variables=store if store.exists() else None,
+    )
 
 
 def recipe(layout: str = DEFAULT_LAYOUT) -> dict[str, object]:
@@ -71,8 +83,10 @@ def _source_files() -> Iterable[Path]:
 
 
 def _make(folder: Path, final: Path, layout: str) -> None:
+    from integration.images.boot_options import make_boot_options
     from integration.images.disk import make_factory_disk
     from integration.images.reference import ReleaseSpec, build, prepare
+    from updater.layouts import load_layout
     from updater.release.cpio import TreeFile
 
     parts = prepare()
@@ -93,6 +107,9 @@ def _make(folder: Path, final: Path, layout: str) -> None:
         known[number] = {"version": version, "root_hash": release.manifest.root.root_hash}
         if number == 1:
             make_factory_disk(release, folder / "factory.raw", parts.tools)
+            if load_layout(layout).boot.backend == "efi-bootnext":
+                empty = find_emulator().firmware_variables
+                make_boot_options(folder / "factory.raw", load_layout(layout), empty, folder / VARIABLES)
     builds = sorted(folder.glob("build-*"))
     # Plain: scenarios cut and tamper by bytes served, and compressing four releases takes minutes.
     acl_release("publish", "--plain", *builds, "--repo", repository, "--keys", keys)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from integration.lab.actions import perform
 from integration.lab.boots import Event, Observer
-from integration.lab.disk import Disk, copy_disk
+from integration.lab.disk import VARIABLES, Disk, copy_disk, take_variables
 from integration.lab.emulator import Hardware
 from integration.lab.machine import Machine
 from integration.lab.publisher import link
@@ -38,7 +38,7 @@ def execute(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     started, began = datetime.now(UTC), time.monotonic()
-    disk = Disk(folder / "disk.raw", load_layout(stock.layout))
+    disk = Disk(folder / "disk.raw", load_layout(stock.layout), take_variables(stock, folder))
     observer = Observer(folder, releases=stock.versions, look=disk.look, tell=tell)
     held: list[Held] = []
     error: str | None = None
@@ -81,7 +81,7 @@ def execute(
     )
     write_reports(folder, report)
     if not keep_disk:
-        for leftover in (disk.path, folder / "efi-variables.fd"):
+        for leftover in (disk.path, folder / VARIABLES):
             leftover.unlink(missing_ok=True)
         shutil.rmtree(folder / "repository", ignore_errors=True)
     return report
