@@ -23,6 +23,7 @@ class Manner(Flag):
     KEEPS_NEXT = auto()
     BOOTED_FIRST = auto()
     STARTS_INACTIVE = auto()
+    DROPS_UNREADABLE = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,8 @@ def boot(state: FirmwareState, manner: Manner = Manner.PLAIN) -> tuple[int | Non
         dropped |= state.options.keys() - set(state.order)
     options = {number: option for number, option in state.options.items() if number not in dropped}
     order = tuple(number for number in state.order if number not in dropped)
+    if manner & Manner.DROPS_UNREADABLE:
+        order = tuple(number for number in order if number in options)
     if manner & Manner.BOOTED_FIRST and started in order:
         order = (started, *(number for number in order if number != started))
     kept = state.next_number if manner & Manner.KEEPS_NEXT else None
