@@ -60,6 +60,18 @@ def booted_entry(view: EspView, efi: EfiVariables, boot_id: str) -> BootedEntry:
     return BootedEntry(older[0] if older else selected, counting_failed=bool(older))
 
 
+def blessed_slot(view: EspView, booted: BootedEntry, boot_id: str) -> Slot | None:
+    """Return the slot of this boot's entry when that cannot go bad any more, and this boot did not write it so.
+
+    An entry that this boot wrote anew is our own commit; a bless renames what was armed.
+    """
+    slot = entries.slot_of_name(booted.name) if booted.name else None
+    files = view.of_slot(slot) if slot is not None else ()
+    ours = f"written in boot {boot_id}"
+    good = [entry for entry in files if entry.name.tries_left is None and ours not in view.files[entry.file].comments]
+    return slot if files and len(good) == len(files) else None
+
+
 def obstacles(view: EspView, efi: EfiVariables, booted: BootedEntry, part_uuid: UUID | None) -> tuple[str, ...]:
     """Return one sentence with its mend for each reason not to arm a trial."""
     return (

@@ -67,6 +67,7 @@ class SystemdBoot:
             obstacles=(*found, *efi.failures),
             loader=info or next((text for text in view.loaders.values() if text), ""),
             notes=obstacles.notes(view, efi, booted),
+            blessed=obstacles.blessed_slot(view, booted, self._boot_id),
         )
 
     def withdraw(self, slot: Slot) -> None:
