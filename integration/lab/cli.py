@@ -186,7 +186,7 @@ def _boot(arguments: argparse.Namespace) -> int:
                 print(shown, flush=True)
 
     observer = Observer(folder, releases=stock.versions, look=disk.look, tell=tell, show=show)
-    hardware = Hardware(memory_mib=arguments.memory)
+    hardware = Hardware(memory_mib=arguments.memory, uefi=disk.layout.is_uefi)
     with Machine(stock.emulator, disk=disk.path, folder=folder, observer=observer, hardware=hardware) as machine:
         machine.given = Given(tuple(faults))
         machine.power_on()

@@ -200,7 +200,7 @@ class Disk:
         run([_tool("mcopy"), "-o", "-i", self._esp_image(), "-", f"::{path}"], stdin=content, timeout_s=300)
 
     def _esp_image(self) -> str:
-        return f"{self.path}@@{self.partition(self.layout.partition('esp').label).offset_bytes}"
+        return f"{self.path}@@{self.partition(self.layout.boot_partition.label).offset_bytes}"
 
     def _flip(self, offset: int) -> None:
         with self.path.open("r+b") as file:

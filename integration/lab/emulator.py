@@ -27,11 +27,12 @@ class Emulator:
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """The parts of a machine that stay the same over its boots."""
+    """The parts of a machine that stay the same over its boots; without `uefi` its firmware is a BIOS."""
 
     memory_mib: int = 1024
     watchdog: bool = True
     network: bool = True
+    uefi: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +57,15 @@ def escaped(value: str) -> str:
 
 
 def smbios_strings(given: Given) -> list[str]:
-    """Return the SMBIOS type 11 strings that systemd-stub and PID 1 read."""
+    """Return the SMBIOS type 11 strings that systemd-stub, GRUB and PID 1 read."""
     strings = []
-    if given.kernel_parameters:
-        # systemd-stub takes the first string of this name only, so all parameters travel in one.
-        strings.append("io.systemd.stub.kernel-cmdline-extra=" + " ".join(given.kernel_parameters))
     for name, value in sorted(given.credentials.items()):
         # Base64, because QEMU and the firmware's tables have their own ideas about commas and newlines.
         strings.append(f"io.systemd.credential.binary:{name}={b64encode(value.encode()).decode()}")
+    if given.kernel_parameters:
+        # systemd-stub takes the first string of this name only, so all parameters travel in one; GRUB can ask for the
+        # last string alone.
+        strings.append("io.systemd.stub.kernel-cmdline-extra=" + " ".join(given.kernel_parameters))
     return strings
 
 
@@ -81,8 +83,7 @@ def command(
         *("-cpu", cpu_model(emulator.accelerator)),
         *("-smp", "1", "-m", f"{hardware.memory_mib}"),
         *("-rtc", "base=utc,clock=host"),
-        *("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={escaped(str(emulator.firmware_code))}"),
-        *("-drive", f"if=pflash,unit=1,format=raw,file={escaped(str(variables))}"),
+        *(_uefi(emulator, variables) if hardware.uefi else ()),
         # Killing QEMU loses nothing that the guest's disk had acknowledged, whether the host flushed it or not.
         *("-blockdev", f"driver=file,node-name=file,filename={escaped(str(disk))},cache.no-flush=on,discard=unmap"),
         *("-blockdev", "driver=raw,node-name=disk,file=file,cache.no-flush=on,discard=unmap,detect-zeroes=unmap"),
@@ -104,6 +105,13 @@ def command(
     for text in smbios_strings(replace(given, kernel_parameters=(*forced, *given.kernel_parameters))):
         argv += ["-smbios", f"type=11,value={escaped(text)}"]
     return argv
+
+
+def _uefi(emulator: Emulator, variables: Path) -> tuple[str, ...]:
+    return (
+        *("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={escaped(str(emulator.firmware_code))}"),
+        *("-drive", f"if=pflash,unit=1,format=raw,file={escaped(str(variables))}"),
+    )
 
 
 def network_address() -> str:

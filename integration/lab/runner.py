@@ -47,7 +47,7 @@ def execute(
             stock.release(number)
         copy_disk(stock.disk, disk.path)
         repository = own_repository(stock, scenario, folder)
-        hardware = Hardware(memory_mib=scenario.memory_mib, watchdog=scenario.watchdog)
+        hardware = Hardware(memory_mib=scenario.memory_mib, watchdog=scenario.watchdog, uefi=disk.layout.is_uefi)
         with (
             LabServer(repository) as server,
             Machine(stock.emulator, disk=disk.path, folder=folder, observer=observer, hardware=hardware) as machine,

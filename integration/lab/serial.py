@@ -39,6 +39,8 @@ _PATTERNS: tuple[tuple[Mark, re.Pattern[str]], ...] = tuple(
     for mark, pattern in (
         (Mark.LOADER, r"BdsDxe: starting (?P<text>Boot.*)"),
         (Mark.FIRMWARE, r"BdsDxe: (?P<text>loading .*|failed .*|No bootable .*)"),
+        (Mark.LOADER, r"^acl: (?P<text>slot [ab], tries left: .*)"),
+        (Mark.LOADER_ERROR, r"^acl: (?P<text>slot [ab] does not load|no slot starts.*|the try of .*)"),
         (Mark.LOADER_ERROR, r"(?P<text>(?:Error (?:loading|opening|reading|preparing|starting)|Failed to execute) .*)"),
         (Mark.STUB, r"EFI stub: (?P<text>.*)"),
         (Mark.COMMAND_LINE, r"^(?:\[ *[0-9.]+\] )?(?:Kernel c|C)ommand line: (?P<text>.*)"),
