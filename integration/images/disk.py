@@ -12,11 +12,12 @@ import tempfile
 import uuid
 from pathlib import Path
 
+from integration.images.loaders import artifact_path, install_loader, loader_files, with_first_slot
 from integration.images.reference import with_tools
 from integration.images.tooltree import ToolTree
-from updater.boot.entries import factory_files, uki_path
-from updater.layouts import Layout, LayoutPartition, load_layout
+from updater.layouts import Layout, load_layout
 from updater.manifest import BLOCK_BYTES
+from updater.new_disk import disk_bytes, new_disk_image, new_table
 from updater.records import Kept, Ledger, Proven, encode_state, release_record
 from updater.release.build import BuiltRelease
 from updater.run import find_tool, run
@@ -27,7 +28,6 @@ from updater.verity import superblock
 log = logging.getLogger(__name__)
 
 _NAMESPACE = uuid.UUID("0d8f6bd0-2f1f-5c62-8f7e-5b8e9a1d7c44")
-_ALIGN = 1 << 20
 _SECTOR = 512
 
 
@@ -48,8 +48,9 @@ def make_factory_disk(
         file.seek(offsets[hashes.label])
         file.write(superblock(release.manifest.root))
     _write(disk, offsets[hashes.label] + BLOCK_BYTES, release.tree)
-    _fill_esp(layout.partition("esp"), offsets, release, disk, tools)
-    _fill_state(layout.partition("state"), offsets, release, disk, seed)
+    _fill_esp(layout, offsets, release, disk, tools)
+    install_loader(layout, disk, offsets, tools)
+    _fill_state(layout, offsets, release, disk, seed)
 
 
 def factory_ledger(release: BuiltRelease) -> bytes:
@@ -62,32 +63,23 @@ def factory_ledger(release: BuiltRelease) -> bytes:
 
 def _partition(layout: Layout, release: BuiltRelease, disk: Path, seed: str) -> dict[str, int]:
     root_hash = release.manifest.root.root_hash
-    lines = ["label: gpt", f"label-id: {_uuid(seed, 'disk')}", f"first-lba: {_ALIGN // _SECTOR}"]
-    offsets: dict[str, int] = {}
-    offset = _ALIGN
-    for partition in layout.partitions:
-        offsets[partition.label] = offset
-        partuuid = _uuid(seed, partition.label)
-        attributes = ""
-        if partition.slot is Slot.A:
-            partuuid = partition.partuuid_for(root_hash) or partuuid
-        if partition.slot is not None:
-            attributes = ', attrs="GUID:60"'
-        lines.append(
-            f"start={offset // _SECTOR}, size={partition.length_bytes // _SECTOR}, type={partition.type_guid}, "
-            f'uuid={partuuid}, name="{partition.label}"{attributes}'
-        )
-        offset += partition.length_bytes
+    partuuids = {
+        partition.label: (partition.partuuid_for(root_hash) if partition.slot is Slot.A else None)
+        or _uuid(seed, partition.label)
+        for partition in layout.partitions
+    }
+    table = with_first_slot(layout, new_table(layout, disk_guid=_uuid(seed, "disk"), partuuids=partuuids))
     disk.unlink(missing_ok=True)
     with disk.open("wb") as file:
-        file.truncate(offset + _ALIGN)
-    run([find_tool("sfdisk", package="fdisk"), "--quiet", disk], stdin="\n".join(lines).encode())
-    return offsets
+        file.truncate(disk_bytes(layout))
+        for at, content in new_disk_image(table):
+            file.seek(at)
+            file.write(content)
+    return {partition.name: partition.offset_bytes for partition in table.partitions}
 
 
-def _fill_esp(
-    esp: LayoutPartition, offsets: dict[str, int], release: BuiltRelease, disk: Path, tools: ToolTree
-) -> None:
+def _fill_esp(layout: Layout, offsets: dict[str, int], release: BuiltRelease, disk: Path, tools: ToolTree) -> None:
+    esp, artifact = layout.boot_partition, artifact_path(layout)
     image = f"{disk}@@{offsets[esp.label]}"
     sectors = esp.length_bytes // 1024
     run(
@@ -106,10 +98,8 @@ def _fill_esp(
     with tempfile.TemporaryDirectory(dir=disk.parent) as folder:
         files = Path(folder)
         content: dict[str, bytes | Path] = {
-            "EFI/BOOT/BOOTX64.EFI": tools.loader,
-            "EFI/systemd/systemd-bootx64.efi": tools.loader,
-            uki_path(Slot.A): release.uki,
-            **factory_files(release.manifest.version),
+            artifact: release.uki,
+            **loader_files(layout, release.uki, release.manifest.version, tools),
             ESP_LEDGERS[0]: factory_ledger(release),
         }
         for name, source in content.items():
@@ -123,9 +113,10 @@ def _fill_esp(
         run([find_tool("mcopy", package="mtools"), "-s", "-i", image, *(files / top for top in tops), "::"])
 
 
-def _fill_state(state: LayoutPartition, offsets: dict[str, int], release: BuiltRelease, disk: Path, seed: str) -> None:
+def _fill_state(layout: Layout, offsets: dict[str, int], release: BuiltRelease, disk: Path, seed: str) -> None:
+    state = layout.partition("state")
     with tempfile.TemporaryDirectory(dir=disk.parent) as folder:
-        records = Path(folder) / "lib/acl-updater"
+        records = Path(folder) / layout.state_folder
         (records / "manifests").mkdir(parents=True)
         (records / FACTORY_LEDGER).write_bytes(factory_ledger(release))
         shutil.copyfile(release.folder / "manifest.json", records / "manifests" / f"{release.manifest.version}.json")
@@ -137,7 +128,7 @@ def _fill_state(state: LayoutPartition, offsets: dict[str, int], release: BuiltR
                 "-t",
                 "ext4",
                 "-L",
-                "state",
+                state.label,
                 "-U",
                 str(_uuid(seed, "state-file-system")),
                 "-E",

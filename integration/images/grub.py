@@ -12,8 +12,12 @@ import tempfile
 from pathlib import Path
 
 from integration.images.tooltree import ToolTree
+from updater.boot.grub_block import factory_block
+from updater.boot.grub_env import BLOCKS, CONFIG, SCRIPT, grub_uki_path, shipped_script, start_path
+from updater.boot.grub_start import start_text
 from updater.errors import EnvironmentFailure
 from updater.run import run
+from updater.slots import Slot
 
 SECTOR = 512
 # All that the script uses, so that no module lies in a file.
@@ -29,6 +33,7 @@ MODULES = (
     "normal",
     "part_gpt",
     "reboot",
+    "regexp",
     "serial",
     "sleep",
     "smbios",
@@ -36,6 +41,15 @@ MODULES = (
     "test",
     "true",
 )
+# The reference machine's own part. Parameters come in as systemd-stub takes them where there is UEFI: SMBIOS type 11,
+# whose byte 4 is the number of its strings, and so names the last one.
+_CONFIG = rb"""serial --unit=0 --speed=115200
+terminal_input serial
+terminal_output serial
+smbios --type 11 --get-string 4 --set acl_string
+regexp --set 1:acl_parameters '^io\.systemd\.stub\.kernel-cmdline-extra=(.*)$' "$acl_string"
+source $prefix/acl.cfg
+"""
 _KERNEL_SECTOR_AT = 0x5C
 _DRIVE_CHECK_AT = 0x66
 _CODE_BYTES = 0x1B8
@@ -79,3 +93,14 @@ def install(disk: Path, tools: ToolTree, *, core_lba: int, core_sectors: int, bo
         file.write(first)
         file.seek(core_lba * SECTOR)
         file.write(core)
+
+
+def loader_files(uki: bytes, version: str) -> dict[str, bytes]:
+    """Return what lies on the boot partition of a new disk besides the release `version` in slot a."""
+    path = grub_uki_path(Slot.A)
+    return {
+        CONFIG: _CONFIG,
+        SCRIPT: shipped_script(),
+        **dict.fromkeys(BLOCKS, factory_block(version)),
+        start_path(Slot.A): start_text(Slot.A, path, lambda: iter([uki]), []),
+    }

@@ -22,7 +22,7 @@ from updater.slots import Slot
 
 log = logging.getLogger(__name__)
 
-FOLDER = "flatcar"
+FOLDER = "flatcar"  # where Flatcar's GRUB looks
 _MOST_RECORD_BYTES = 512
 
 
@@ -36,19 +36,17 @@ class GptPriority:
         *,
         read: Callable[[], Gpt],
         write: Callable[[Gpt], None],
-        folder: str = FOLDER,
     ) -> None:
         """Serve the FAT partition `files` and the disk's table.
 
         `labels` name the two partitions that bear the bits; `read` returns the table as it is now, `write` makes a
-        changed one durable, one copy after the other; `folder` is where the loader looks for `vmlinuz-a` and `-b`.
+        changed one durable, one copy after the other.
         """
         self._files = files
         self._labels = labels
         self._read = read
         self._write = write
-        self._folder = folder
-        self._artifacts = EspArtifacts(files, lambda slot: f"{folder}/vmlinuz-{slot}")
+        self._artifacts = EspArtifacts(files, kernel_path)
 
     def read(self) -> BootState:
         """Return what the loader would do; never changes anything."""
@@ -79,7 +77,7 @@ class GptPriority:
         # Alone, the other slot needs no high priority: the next trials have room above it.
         self._change({slot: SlotBits(), slot.other: replace(other, priority=1)})
         self._artifacts.remove(slot)
-        self._files.remove(self._record_path(slot))
+        self._files.remove(record_path(slot))
 
     def settle(self, slot: Slot) -> None:
         """Make the proven `slot` a good, uncounted entry that can never go bad: the fallback of a trial."""
@@ -243,13 +241,10 @@ class GptPriority:
 
     # -- the record of a slot's release --------------------------------------------------------------------------
 
-    def _record_path(self, slot: Slot) -> str:
-        return f"{self._folder}/release-{slot}"
-
     def _record(self, slot: Slot) -> tuple[str, int | None]:
         """Return version and given tries as recorded beside the kernel; nothing at boot depends on it."""
         try:
-            raw = self._files.read(self._record_path(slot), limit_bytes=_MOST_RECORD_BYTES)
+            raw = self._files.read(record_path(slot), limit_bytes=_MOST_RECORD_BYTES)
         except EnvironmentFailure:
             raw = None
         words = (raw or b"").decode("ascii", "replace").split()
@@ -258,7 +253,7 @@ class GptPriority:
         return words[0], int(words[1])
 
     def _write_record(self, slot: Slot, version: str, tries: int | None) -> None:
-        self._files.write_new(self._record_path(slot), [record_text(version, tries or 0)])
+        self._files.write_new(record_path(slot), [record_text(version, tries or 0)])
 
     def _refuse_arming(self, table: Gpt, slot: Slot) -> None:
         found = self._obstacles(table)
@@ -273,6 +268,16 @@ class GptPriority:
                 mend=f"settle slot {slot.other} first",
                 reason="no-fallback",
             )
+
+
+def kernel_path(slot: Slot) -> str:
+    """Return where the loader looks for a slot's kernel or UKI."""
+    return f"{FOLDER}/vmlinuz-{slot}"
+
+
+def record_path(slot: Slot) -> str:
+    """Return where the release of a slot is recorded; nothing at boot depends on it."""
+    return f"{FOLDER}/release-{slot}"
 
 
 def record_text(version: str, tries: int = 0) -> bytes:
