@@ -147,6 +147,9 @@ class SimulatedMachine:
     def label_slot(self, slot: Slot, root_hash: str) -> None:
         self._disk.label(slot, root_hash)
 
+    def gpt_problem(self) -> str:
+        return self._disk.problem()
+
     def mend_gpt(self) -> bool:
         return self._disk.mend()
 

@@ -19,16 +19,17 @@ class PowerCut(BaseException):
 
 
 class Power:
-    """Power for several simulated devices: it fails before effect number `cut_after` (0 is the first)."""
+    """Power for several simulated devices: it fails before effect number `cut_after` (from 0), or one by name."""
 
-    def __init__(self, cut_after: int | None = None) -> None:
-        """Count effects; without a number power lasts for ever."""
+    def __init__(self, cut_after: int | None = None, *, before: str | None = None) -> None:
+        """Count effects; without a number or a name power lasts for ever."""
         self.cut_after = cut_after
+        self.before = before
         self.effects: list[str] = []
 
     def spend(self, effect: str) -> None:
         """Let one durable effect happen, or raise PowerCut instead of it."""
-        if self.cut_after is not None and len(self.effects) >= self.cut_after:
+        if effect == self.before or (self.cut_after is not None and len(self.effects) >= self.cut_after):
             raise PowerCut(effect)
         self.effects.append(effect)
 

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 from uuid import UUID
 
 from updater.errors import EnvironmentFailure
 from updater.gpt import Gpt, Partition
 from updater.layouts import Layout, LayoutPartition, Role
 from updater.slots import Slot
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Bytes of a partition: all of it, or a part."""
+
+    partition: Partition
+    offset_bytes: int
+    length_bytes: int
 
 
 class LayoutDisk:
@@ -51,6 +62,23 @@ class LayoutDisk:
                 return wanted.slot
         return None
 
+    def slot_place(self, slot: Slot, role: Literal["data", "hash"]) -> Place:
+        """Return where a slot's image or hash tree lies: a partition of its own, or a part of the data partition."""
+        data = self._layout.partition("data", slot)
+        split = data.hash_offset_bytes
+        if split is None:
+            partition = self.partition(role, slot)
+            return Place(partition, 0, partition.length_bytes)
+        partition = self._now(data)
+        if partition.length_bytes <= split:
+            raise EnvironmentFailure(
+                f"partition {partition.number} ({data.label}) of {self._name} has {partition.length_bytes} bytes, the "
+                f"layout {self._layout.name} keeps a hash tree from byte {split} on",
+                mend="name the layout of this disk in the configuration (`layout:`)",
+                reason="layout-mismatch",
+            )
+        return Place(partition, 0, split) if role == "data" else Place(partition, split, partition.length_bytes - split)
+
     def root_hash_in(self, slot: Slot) -> str | None:
         """Return the root hash that the slot's two PARTUUIDs spell, None where the layout does not make them so."""
         data = self._layout.partition("data", slot)
@@ -72,8 +100,18 @@ class LayoutDisk:
         if changed != table or not table.consistent:
             self._write_gpt(changed)
 
+    def problem(self) -> str:
+        """Return one sentence on what is wrong with the table's two copies, empty when they agree."""
+        table = self._read_gpt()
+        if table.consistent:
+            return ""
+        if not table.primary_ok or not table.backup_ok:
+            which = "backup" if table.primary_ok else "primary"
+            return f"the {which} copy of the partition table of {self._name} is damaged or missing"
+        return f"the two copies of the partition table of {self._name} differ: the backup is stale"
+
     def mend(self) -> bool:
-        """Complete a half-done write of the table; tell whether there was one."""
+        """Write both copies of the table as the one in use has it; tell whether there was anything to do."""
         table = self._read_gpt()
         if table.consistent:
             return False

@@ -20,6 +20,7 @@ from updater.efi_store import FileEfiVariables
 from updater.efivars import EfiVariables, NoEfiVariables
 from updater.errors import EnvironmentFailure, Refused
 from updater.ext4image import Ext4Image
+from updater.facts import recorded_root_hash
 from updater.fatimage import FatImage
 from updater.files import Below, Directory
 from updater.gpt import Gpt, parse
@@ -27,6 +28,7 @@ from updater.layouts import Layout
 from updater.node.disk import LayoutDisk
 from updater.node.protocol import Running
 from updater.partition import FileBlocks, WholeDisk, write_table
+from updater.records import Ledger
 from updater.slots import Slot
 from updater.store import Store
 
@@ -88,9 +90,8 @@ class ImageNode:
         return Running(slot, self.root_hash_in(slot) or self._recorded_root_hash(slot), entry.version)
 
     def _recorded_root_hash(self, slot: Slot) -> str:
-        ledger = Store(self.state, self.esp, self.now, read_only=True).ledger()
-        proven = ledger.proven_in(slot) if ledger else None
-        return proven.release.root.root_hash if proven else ""
+        store = Store(self.state, self.esp, self.now, read_only=True)
+        return recorded_root_hash(store.ledger() or Ledger(), store.journal(), slot) or ""
 
     def root_hash_in(self, slot: Slot) -> str | None:
         return self._disk.root_hash_in(slot)
@@ -102,17 +103,20 @@ class ImageNode:
                 mend="write the other slot",
                 reason="running-slot",
             )
-        partition = self._disk.partition(role, slot)
+        place = self._disk.slot_place(slot, role)
         return FileBlocks(
             self._image,
-            offset_bytes=partition.offset_bytes,
-            length_bytes=partition.length_bytes,
-            name=f"{self._image} partition {partition.number} (slot {slot}, {role})",
+            offset_bytes=place.partition.offset_bytes + place.offset_bytes,
+            length_bytes=place.length_bytes,
+            name=f"{self._image} partition {place.partition.number} (slot {slot}, {role})",
             writable=writable,
         )
 
     def label_slot(self, slot: Slot, root_hash: str) -> None:
         self._disk.label(slot, root_hash)
+
+    def gpt_problem(self) -> str:
+        return self._disk.problem()
 
     def mend_gpt(self) -> bool:
         return self._disk.mend()

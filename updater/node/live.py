@@ -62,7 +62,7 @@ class LiveNode:
                 mend="use sudo, or look at a disk image with --disk FILE",
                 reason="not-root",
             )
-        self._root: LiveRoot = discover_live_root()
+        self._root: LiveRoot = discover_live_root(layout=self.layout)
         self._disk = LayoutDisk(str(self._root.disk), self.layout, self._table, self._write_table)
         esp = self._disk.boot_partition()
         self.esp: Directory = self._stack.enter_context(mounted_esp(self._root.device(esp.number)))
@@ -73,6 +73,7 @@ class LiveNode:
             table=TableAccess(self._table, self._write_table),
             part_uuid=esp.unique_guid,
             boot_id=self.boot_id().replace("-", ""),
+            command_line=_command_line(),
         )
         return self
 
@@ -106,9 +107,10 @@ class LiveNode:
         return self._disk.root_hash_in(slot)
 
     def blocks(self, slot: Slot, role: Literal["data", "hash"], *, writable: bool = False) -> Blocks:
-        partition = self._disk.partition(role, slot)
+        place = self._disk.slot_place(slot, role)
+        number = place.partition.number
         if writable and (
-            slot is self.running().slot or partition.number in (self._root.data_partition, self._root.hash_partition)
+            slot is self.running().slot or number in (self._root.data_partition, self._root.hash_partition)
         ):
             raise Refused(
                 f"slot {slot} is the running one and is never written",
@@ -116,13 +118,18 @@ class LiveNode:
                 reason="running-slot",
             )
         return FileBlocks(
-            self._root.device(partition.number),
-            name=f"{self._root.device(partition.number)} (slot {slot}, {role})",
+            self._root.device(number),
+            offset_bytes=place.offset_bytes,
+            length_bytes=place.length_bytes,
+            name=f"{self._root.device(number)} (slot {slot}, {role})",
             writable=writable,
         )
 
     def label_slot(self, slot: Slot, root_hash: str) -> None:
         self._disk.label(slot, root_hash)
+
+    def gpt_problem(self) -> str:
+        return self._disk.problem()
 
     def mend_gpt(self) -> bool:
         return self._disk.mend()
@@ -205,6 +212,11 @@ class LiveNode:
         # The kernel keeps its own view of a busy disk; udev's links follow the table once it looks at each partition.
         nodes = [str(node) for node in (self._root.disk, *self._root.nodes.values())]
         run(["udevadm", "trigger", "--settle", "--action=change", *nodes], timeout_s=60, check=False)
+
+
+def _command_line() -> str:
+    with explained("cannot read the kernel's command line", "mount /proc"):
+        return Path("/proc/cmdline").read_text().strip()
 
 
 def _locked(file: IO[str]) -> bool:

@@ -85,6 +85,16 @@ def refuse_in_situation(facts: Facts) -> None:
         )
 
 
+def refuse_damaged_table(session: Session, facts: Facts) -> None:
+    """Raise Refused when the table's copies differ by no write of ours, and staging would write it."""
+    if facts.gpt_problem and facts.journal.phase == "idle" and session.node.layout.writes_table:
+        raise Refused(
+            f"{facts.gpt_problem}, and no update of ours was at work there",
+            mend="find out who changed it; `acl-updater layout check --repair` writes both copies anew",
+            reason="gpt-stale",
+        )
+
+
 def stage(session: Session, repository: Repository, *, to: str | None) -> Plan:
     """Stage the release that policy (or `to`) names; return the executed plan.
 
@@ -93,6 +103,7 @@ def stage(session: Session, repository: Repository, *, to: str | None) -> Plan:
     """
     facts = session.facts()
     refuse_in_situation(facts)
+    refuse_damaged_table(session, facts)
     plan, manifest = plan_stage(session, repository, facts, to=to)
     update = facts.journal.update
     if decide(facts) is Situation.STAGED and update is not None and update.release == plan.release:
