@@ -40,8 +40,9 @@ class EspArtifacts:
     def remove(self, slot: Slot) -> None:
         """Remove the files of a slot, and what no slot needs."""
         # The reverse of placing: without its UKI an addon is nothing, and a UKI without its addons might boot.
-        self._esp.remove(self._uki(slot))
-        self._esp.remove(self.addons_path(slot))
+        uki, addons = self._uki(slot), self.addons_path(slot)
+        self._esp.remove(uki)
+        self._esp.remove(addons)
         for path in leftovers(self._esp):
             self._esp.remove(path)
 

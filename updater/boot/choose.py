@@ -41,10 +41,10 @@ def open_backend(
     kernel's id of this boot and `command_line` its parameters, empty for a disk image; `title` is what a menu shows.
     """
     match layout.boot.backend, layout.boot.entries:
-        case "systemd-boot", "type1":
+        case "systemd-boot", kind:
             from updater.boot.systemd_boot import SystemdBoot
 
-            return SystemdBoot(esp, efi, part_uuid=part_uuid, boot_id=boot_id, title=title)
+            return SystemdBoot(esp, efi, part_uuid=part_uuid, boot_id=boot_id, title=title, takes_over=kind == "type2")
         case "gpt-priority", _:
             from updater.boot.gpt_priority import GptPriority
 

@@ -14,7 +14,7 @@ from uuid import UUID
 from updater.boot import entries, loader_model, obstacles
 from updater.boot.artifacts import EspArtifacts
 from updater.boot.entries import ENTRIES, EntryName, uki_path
-from updater.boot.esp import EspView, look
+from updater.boot.esp import EspView, look, orphaned_addons, shipped_ukis
 from updater.boot.loader_model import Candidate
 from updater.boot.protocol import BootFile, BootState, Entry
 from updater.efivars import EfiVariables, Forgiving, read_text
@@ -39,14 +39,17 @@ class SystemdBoot:
         part_uuid: UUID | None = None,
         boot_id: str = "",
         title: str = "ACL",
+        takes_over: bool = False,
     ) -> None:
         """Serve the ESP in `esp`.
 
         `part_uuid` is that partition's UUID, for the check that the running loader came from it. `boot_id` is the
-        kernel's id of this boot, empty for a disk image; it marks entries written in this boot.
+        kernel's id of this boot, empty for a disk image; it marks entries written in this boot. `takes_over` makes the
+        UKIs that an image shipped in /EFI/Linux ours, each until its slot is replaced (Type #2 entries).
         """
         self._esp = esp
-        self._artifacts = EspArtifacts(esp)
+        self._takes_over = takes_over
+        self._artifacts = EspArtifacts(esp, self._uki)
         self._efi = efi
         self._part_uuid = part_uuid
         self._boot_id = boot_id
@@ -55,7 +58,7 @@ class SystemdBoot:
     def read(self) -> BootState:
         """Return what the loader would do; never changes anything."""
         efi = Forgiving(self._efi)
-        view = look(self._esp, efi)
+        view = self._look(efi)
         chosen = loader_model.choose(view.state)
         booted = obstacles.booted_entry(view, efi, self._boot_id)
         info = read_text(efi, "LoaderInfo") if efi.volatile else None
@@ -83,6 +86,11 @@ class SystemdBoot:
         for file in doomed:
             self._esp.remove(f"{ENTRIES}/{file}")
         self._artifacts.remove(slot)
+        if self._takes_over:
+            if self._uki(slot) != uki_path(slot):
+                self._artifacts.remove(slot)
+            for path in orphaned_addons(self._esp, slot):
+                self._esp.remove(path)
 
     def settle(self, slot: Slot) -> None:
         """Make the proven `slot` a good, uncounted entry that can never go bad: the fallback of a trial."""
@@ -100,7 +108,8 @@ class SystemdBoot:
 
         It goes straight to its final name: no entry refers to it, so that nothing boots a half of it.
         """
-        live = self._look().files_of_slot(slot)
+        view = self._look()
+        live = view.files_of_slot(slot) or tuple(entry.file for entry in view.of_slot(slot))
         self._artifacts.place(slot, file, chunks, live_entry=live[0] if live else None)
 
     def verify(self, slot: Slot, files: Iterable[BootFile]) -> tuple[str, ...]:
@@ -169,12 +178,18 @@ class SystemdBoot:
         view = self._look()
         self._make_first(view, slot, EntryName(str(slot)), version)
 
-    def _look(self) -> EspView:
+    def _look(self, efi: EfiVariables | None = None) -> EspView:
         # A rotten variable must not keep a bad release from being condemned; arming judges variables by `read`.
-        return look(self._esp, Forgiving(self._efi))
+        return look(self._esp, efi or Forgiving(self._efi), shipped_ukis(self._esp) if self._takes_over else None)
+
+    def _uki(self, slot: Slot) -> str:
+        """Return where the slot's UKI lies: the one that the image shipped, until ours takes its place."""
+        if self._takes_over and self._esp.size(uki_path(slot)) is None:
+            return next((path for path, owner in shipped_ukis(self._esp).items() if owner is slot), uki_path(slot))
+        return uki_path(slot)
 
     def _make_first(self, view: EspView, slot: Slot, name: EntryName, version: str | None) -> None:
-        if self._esp.size(uki_path(slot)) is None:
+        if not self._artifacts.is_there(slot):
             raise EnvironmentFailure(
                 f"slot {slot} has no UKI (/{uki_path(slot)})", mend="stage its release again", reason="artifact-missing"
             )
@@ -200,7 +215,7 @@ class SystemdBoot:
         best = max(view.of_slot(slot), key=obstacles.entry_generation, default=None)
         if best is not None:
             return best.version, obstacles.entry_generation(best)
-        release = read_os_release(self._esp.chunks(uki_path(slot))) if self._esp.size(uki_path(slot)) else None
+        release = read_os_release(self._esp.chunks(self._uki(slot))) if self._artifacts.is_there(slot) else None
         if release is None or "IMAGE_VERSION" not in release:
             raise EnvironmentFailure(
                 f"slot {slot} has no boot entry that the loader lists, and no sound UKI to write one for",
@@ -229,7 +244,15 @@ class SystemdBoot:
                 self._esp.remove(f"{ENTRIES}/{file}")
 
     def _content(self, slot: Slot, version: str, generation: int) -> bytes:
-        return entries.entry_text(slot, version, generation, title=self._title, boot_id=self._boot_id)
+        return entries.entry_text(
+            slot,
+            version,
+            generation,
+            title=self._title,
+            boot_id=self._boot_id,
+            image=self._uki(slot),
+            before=entries.BEFORE_SHIPPED if self._takes_over else "",
+        )
 
     def _serves(self, view: EspView, file: str, name: EntryName, version: str, generation: int) -> bool:
         """Tell whether an entry file already says all that it should; a good fallback's is left as it is."""
@@ -262,7 +285,7 @@ class SystemdBoot:
             raise EnvironmentFailure(
                 f"slot {slot} is not armed: {found[0]}", mend="then finalize again", reason="boot-obstacle"
             )
-        if self._esp.size(uki_path(slot)) is None:
+        if not self._artifacts.is_there(slot):
             raise EnvironmentFailure(
                 f"slot {slot} is not armed: /{uki_path(slot)} is missing", mend="stage again", reason="artifact-missing"
             )
