@@ -16,7 +16,7 @@ from integration.images.grub import install
 from integration.images.tooltree import ToolTree, tool_tree
 from integration.lab.emulator import Emulator, find_emulator
 from updater.boot import grub_model
-from updater.boot.grub_block import Block, SlotState, block_bytes
+from updater.boot.grub_block import Block, SlotState, block_bytes, parse_block
 from updater.boot.grub_env import BLOCKS, CONFIG, SCRIPT, shipped_script, start_path
 from updater.boot.grub_model import GrubState
 from updater.fatimage import FatImage
@@ -180,6 +180,20 @@ def test_grub_s_own_tool_reads_the_block(bios: Bios, tmp_path: Path) -> None:
     assert listed[-1] == "acl_end=1"
     run([bios.tools.tool("grub-editenv"), path, "set", "acl_b_tries=2"])
     assert path.read_bytes() == armed(2)
+
+
+def test_blocks_that_an_operator_makes_by_hand_are_believed(bios: Bios, tmp_path: Path) -> None:
+    path = tmp_path / "env"
+    for words in (
+        ("create",),
+        ("set", "acl_a_tries=good", "acl_a_given=0", "acl_a_generation=1", "acl_a_version=1.0.0"),
+        ("set", "acl_b_tries=", "acl_b_given=0", "acl_b_generation=0", "acl_b_version=", "acl_end=1"),
+    ):
+        run([bios.tools.tool("grub-editenv"), path, *words])
+    raw = path.read_bytes()
+    assert parse_block(raw) == Block(GOOD, NONE)
+    bios.lay(Case(raw=(raw, raw)))
+    assert bios.power_on(read_only=False) == (A, "good")
 
 
 def test_the_script_is_sound_to_grub_s_own_checker(bios: Bios, tmp_path: Path) -> None:
