@@ -10,6 +10,7 @@ from tests.boot_contract import FILES, place, stage
 from tests.firmware_world import PLACE, FirmwareWorld
 from tests.portable_executable import build_uki
 from tests.simulated import Power, PowerCut
+from updater.boot.entries import factory_files
 from updater.boot.firmware_model import Manner
 from updater.boot.load_option import (
     ACTIVE,
@@ -114,6 +115,21 @@ def test_a_machine_without_our_options_gets_them_by_settling() -> None:
     }
     assert order(world) == [1, 2, 0]
     assert world.boots() is A
+
+
+def test_a_new_disk_boots_by_a_loader_at_the_removable_path_until_its_slot_is_replaced() -> None:
+    uki = build_uki("1.0.0", "ab" * 32)
+    files = {"EFI/BOOT/BOOTX64.EFI": b"a loader", "EFI/acl/a.efi": uki, **factory_files("1.0.0")}
+    world = FirmwareWorld(files, {}, live=True)
+    assert any("did not come from a boot option of ours" in text for text in world.backend().read().obstacles)
+    world.backend().settle(A)
+    assert world.power_on() is A
+    stage(world, B)
+    world.backend().arm(B, "2", tries=1)
+    assert world.power_on() is B
+    world.backend().commit(B, tries=1)
+    stage(world, A)
+    assert "loader/entries/a.conf" not in world.esp.files, "it would start what is not proven"
 
 
 def test_without_an_option_and_a_sound_uki_settling_says_what_to_do() -> None:

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from updater.boot import firmware, firmware_model
 from updater.boot.artifacts import EspArtifacts
-from updater.boot.entries import uki_path
+from updater.boot.entries import ENTRIES, EntryName, uki_path
 from updater.boot.firmware import FirmwareView, Mark, look
 from updater.boot.load_option import (
     EspPlace,
@@ -85,6 +85,8 @@ class EfiBootNext:
         self._forget_next(slot)
         self._put_option(slot, self._empty(slot))
         self._remove_twins(slot)
+        # What a loader at the removable path started on the first boot: it would not wait for a trial.
+        self._esp.remove(f"{ENTRIES}/{EntryName(str(slot)).file}")
         self._artifacts.remove(slot)
 
     def settle(self, slot: Slot) -> None:
