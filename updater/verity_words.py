@@ -12,6 +12,9 @@ from updater.errors import InvalidDocument
 from updater.layouts import Layout
 from updater.slots import Slot
 
+# In whatever slot they lie: udev rules in the initrd, which `acl-release build` puts there, link the partitions whose
+# hash tree has the root hash on the command line.
+SOUGHT = {"data": "/dev/disk/by-root-hash/usr", "hash": "/dev/disk/by-root-hash/usr-hash"}
 _REBUILD = "build the release anew with `acl-release build`"
 
 
@@ -31,7 +34,8 @@ def check_verity_words(given: Sequence[str], source: str, *, release: Identity, 
     """Refuse a command line that would not boot `release` from `slot`, or not fall back from it.
 
     It must carry the root hash once, panic on a corrupt block, and where the layout's PARTUUIDs are fixed name the
-    slot's partitions by them. `source` names the files that the words come from. Raises InvalidDocument.
+    slot's partitions by them, or have the initrd seek them by the root hash. `source` names the files that the words
+    come from. Raises InvalidDocument.
     """
     _check_root_hash(given, source, release.root.root_hash, layout)
     options = f"systemd.verity_{layout.swaps}_options"
@@ -51,6 +55,8 @@ def check_verity_words(given: Sequence[str], source: str, *, release: Identity, 
         key = f"systemd.verity_{layout.swaps}_{role}"
         named = [_partuuid(value) for value in values(given, key)]
         if partition.fixed_partuuid is None and not named:
+            continue
+        if named == [SOUGHT[role]] and layout.swaps == "usr" and not inline:
             continue
         if named != [str(partition.fixed_partuuid)]:
             raise InvalidDocument(
