@@ -99,6 +99,11 @@ def _fill_esp(layout: Layout, offsets: dict[str, int], release: BuiltRelease, di
         files = Path(folder)
         content: dict[str, bytes | Path] = {
             artifact: release.uki,
+            **{
+                f"{artifact}.extra.d/{addon.name}": release.addon(addon.name)
+                for addon in release.manifest.addons
+                if addon.slot in (None, Slot.A)
+            },
             **loader_files(layout, release.uki, release.manifest.version, tools),
             ESP_LEDGERS[0]: factory_ledger(release),
         }
