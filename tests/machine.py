@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,12 +15,11 @@ from uuid import UUID
 import msgspec
 
 from tests.disks import MemoryBlocks
+from tests.loaders import LOADERS
 from tests.releases import Release
 from tests.simulated import Power, SimulatedDirectory
 from updater import verity
-from updater.boot import entries, loader_model
 from updater.boot.choose import TableAccess, open_backend
-from updater.boot.esp import look
 from updater.boot.protocol import BootBackend
 from updater.config import Config
 from updater.efivars import EfiVariables, NoEfiVariables
@@ -32,7 +30,8 @@ from updater.layouts import Layout, load_layout
 from updater.new_disk import new_table
 from updater.node.disk import LayoutDisk
 from updater.node.protocol import Running
-from updater.records import factory_ledger
+from updater.plan import boot_files
+from updater.records import factory_ledger, release_record
 from updater.slots import Slot
 from updater.steps.session import Session, open_session
 
@@ -98,21 +97,18 @@ class SimulatedMachine:
         self.table = _factory_table(self.layout, factory.manifest.root.root_hash)
         self.efi: EfiVariables = NoEfiVariables()
         ledger = factory_ledger(factory.manifest, factory.raw, Slot.A, "2026-11-01T00:00:00Z")
-        self.esp = SimulatedDirectory(
-            {
-                **entries.factory_files(factory.version),
-                "EFI/acl/a.efi": factory.uki,
-                "EFI/acl/ledger-1.json": ledger,
-            },
-            power=self.power,
-        )
+        self.command_line = ""
+        self.kind = LOADERS[self.layout.boot.backend]()
+        self.esp = SimulatedDirectory(power=self.power)
+        files = self.kind.factory_files(self, factory)
+        self.esp = SimulatedDirectory({**files, "EFI/acl/ledger-1.json": ledger}, power=self.power)
         self.state = SimulatedDirectory({"ledger.json": ledger}, power=self.power, ignore_case=False)
         self.trust = Below(self.state, "trust")
         root = factory.manifest.root
         self.partitions[Slot.A, "data"].content[: len(factory.image)] = factory.image
         image = verity.superblock(root) + factory.tree
         self.partitions[Slot.A, "hash"].content[: len(image)] = image
-        self.booted = Booted(Slot.A, "a.conf", factory.version, root.root_hash)
+        self.booted = Booted(Slot.A, "the factory's", factory.version, root.root_hash)
         self.reboots: list[str] = []
 
     # What the steps ask for.
@@ -120,7 +116,13 @@ class SimulatedMachine:
     @property
     def boot(self) -> BootBackend:
         return open_backend(
-            self.layout, esp=self.esp, efi=self.efi, table=TableAccess(lambda: self.table, self._write_table)
+            self.layout,
+            esp=self.esp,
+            efi=self.efi,
+            table=TableAccess(lambda: self.table, self._write_table),
+            part_uuid=self._disk.boot_partition().unique_guid,
+            boot_id=self.boot_id() if self.layout.boot.backend == "efi-bootnext" else "",
+            command_line=self.command_line,
         )
 
     @property
@@ -185,20 +187,10 @@ class SimulatedMachine:
 
     def reboot_now(self) -> Booted:
         """Boot as the loader's model says, with its count; the slot's bytes must be what the entry's release needs."""
-        state = look(self.esp, NoEfiVariables()).state
-        listed = loader_model.choose(state)
-        chosen, _ = loader_model.boot(state)
-        assert listed is not None, "the loader has nothing to boot: the machine is lost"
-        assert chosen is not None
-        old, new = f"loader/entries/{listed.file}", f"loader/entries/{chosen.file}"
-        # The firmware's rename fails where a twin bears the new name; the loader then starts the entry uncounted.
-        if new not in self.esp.files:
-            self.esp.rename_as_firmware(old, new)
-        slot = chosen.slot
-        assert slot is not None, f"the loader chose a foreign entry: {chosen.file}"
+        slot, entry = self.kind.power_on(self)
         self._boots += 1
         version = next(entry.version for entry in self.boot.read().order if entry.slot is slot)
-        self.booted = Booted(slot, chosen.file, version, self._proven_root_hash(slot))
+        self.booted = Booted(slot, entry, version, self._proven_root_hash(slot))
         return self.booted
 
     def _proven_root_hash(self, slot: Slot) -> str:
@@ -221,11 +213,8 @@ class SimulatedMachine:
             verity.prove(self.partitions[slot, "data"], self.partitions[slot, "hash"], root)
         except SlotDamaged:
             return False
-        uki = self.esp.files.get(f"EFI/acl/{slot}.efi")
-        return (
-            uki is not None
-            and hashlib.sha256(uki).hexdigest() == release.manifest.uki.sha256
-            and self.root_hash_in(slot) in (None, root.root_hash)
+        return not self.boot.verify(slot, boot_files(release_record(release.manifest, release.raw), slot)) and (
+            self.root_hash_in(slot) in (None, root.root_hash)
         )
 
     def restored(self, power: Power) -> None:

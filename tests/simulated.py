@@ -209,6 +209,10 @@ class SimulatedDirectory:
         """Rename a file as the firmware does for the loader: before any of our code runs, so no effect of ours."""
         self._files[self._key(new)] = (new, self._files.pop(self._key(old))[1])
 
+    def write_as_firmware(self, path: str, content: bytes) -> None:
+        """Write a file as the loader does: before any of our code runs, so no effect of ours."""
+        self._files[self._key(path)] = (path, content)
+
     def free_bytes(self) -> int:
         return self.capacity_bytes - sum(_clusters(content) for _, content in self._files.values())
 
