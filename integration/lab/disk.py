@@ -89,7 +89,9 @@ class Disk:
         data = self.layout.partition("data", slot)
         if data.partuuid == "root-hash-head":
             return self.partition(data.label).unique_guid.hex
-        at = self.partition(self.layout.partition("hash", slot).label).offset_bytes
+        inline = data.hash_offset_bytes
+        tree = data if inline is not None else self.layout.partition("hash", slot)
+        at = self.partition(tree.label).offset_bytes + (inline or 0)
         with self.path.open("rb") as file:
             try:
                 salt = bytes.fromhex(parse_superblock(os.pread(file.fileno(), _BLOCK_BYTES, at)).salt)
@@ -136,7 +138,7 @@ class Disk:
         return [entry for entry in backend.read().order if entry.slot is not None]
 
     def slot_digest(self, slot: str) -> str:
-        """Return a SHA-256 over all that makes a slot: its partitions, the UKI and the table's entries."""
+        """Return a SHA-256 over all that makes a slot: its partitions, UKI and addons, and the table's entries."""
         digest = hashlib.sha256()
         with self.path.open("rb") as file:
             for wanted in self.layout.partitions:
@@ -148,7 +150,9 @@ class Disk:
                 while at < end:
                     digest.update(piece := os.pread(file.fileno(), min(1 << 20, end - at), at))
                     at += len(piece)
-        digest.update(self.esp().read(f"EFI/acl/{slot}.efi") or b"absent")
+        esp, uki = self.esp(), f"EFI/acl/{slot}.efi"
+        for path in (uki, *(f"{uki}.extra.d/{name}" for name in sorted(esp.names(f"{uki}.extra.d")))):
+            digest.update(esp.read(path) or b"absent")
         return digest.hexdigest()
 
     # -- surgery, with the machine off ---------------------------------------------------------------------------
