@@ -90,6 +90,32 @@ def test_with_both_blocks_lost_only_a_slot_that_was_armed_once_can_start() -> No
         lost.backend().arm(B, "2", tries=TRIES)
 
 
+@pytest.mark.parametrize("verdict", ["commit", "settle", "prefer", "condemn"])
+def test_a_verdict_writes_lost_blocks_anew(verdict: str) -> None:
+    lost = damaged(trial(), *BLOCKS)
+    backend = lost.backend()
+    if verdict == "commit":
+        backend.commit(B, tries=TRIES)
+    elif verdict == "settle":
+        backend.settle(B)
+    elif verdict == "prefer":
+        backend.prefer(B, "2")
+    else:
+        backend.condemn(B)
+    assert lost.boots() is (A if verdict == "condemn" else B)
+    assert lost.backend().read().obstacles == ()
+    assert lost.files.files[BLOCKS[0]] == lost.files.files[BLOCKS[1]]
+
+
+def test_a_lost_copy_is_mended_before_the_block_in_use_is_touched() -> None:
+    for path in BLOCKS:
+        world = damaged(trial(), path)
+        world.backend().condemn(B)
+        for effect, cut in world.instants():
+            assert isinstance(cut, GrubWorld)
+            assert cut.state().block is not None, effect
+
+
 def test_the_next_change_mends_a_lost_block() -> None:
     world = damaged(trial(), BLOCKS[0])
     world.backend().condemn(B)

@@ -34,6 +34,9 @@ _TOLD = re.compile(r"acl\.(slot|tries_left)=([a-z0-9]+)")
 _MOST_SCRIPT_BYTES = 64 * 1024
 
 
+_NO_ENTRIES = Block(SlotState(), SlotState())
+
+
 def shipped_script() -> bytes:
     """Return the GRUB script that this back end goes with."""
     return _SHIPPED.read_bytes()
@@ -89,7 +92,7 @@ class GrubEnv:
 
     def settle(self, slot: Slot) -> None:
         """Make the proven `slot` a good, uncounted entry that can never go bad: the fallback of a trial."""
-        block = self._block()
+        block = self._state().block or _NO_ENTRIES
         self._ensure_start(slot, rewrite=False)
         self._write(block.with_slot(slot, replace(self._identified(block, slot), tries="good", given=0)))
 
@@ -142,7 +145,11 @@ class GrubEnv:
 
     def condemn(self, slot: Slot) -> None:
         """Take all tries from the entry of `slot`, so that GRUB prefers any other."""
-        block = self._block()
+        block = self._state().block
+        if block is None:
+            # Whatever else has a start file was proven once: it was this trial's fallback.
+            self.settle(slot.other)
+            return
         state = block.of(slot)
         if state.is_bootable:
             done = max(0, state.given - state.tries) if isinstance(state.tries, int) else 0
@@ -157,7 +164,7 @@ class GrubEnv:
     def _make_first(self, slot: Slot, wanted: SlotState) -> None:
         self._require_uki(slot, "is not made the first to boot")
         self._ensure_start(slot, rewrite=False)
-        block = self._block()
+        block = self._state().block or _NO_ENTRIES
         version = wanted.version or self._identified(block, slot).version
         self._write(_first(block, slot, replace(wanted, version=version)))
 
@@ -185,8 +192,9 @@ class GrubEnv:
 
     def _write(self, block: Block) -> None:
         raw = block_bytes(block)
-        # GRUB counts in the first block, and goes by the second only where the first is lost.
-        for path in BLOCKS:
+        # GRUB counts in the first block, and goes by the second only where the first is lost. A lost one is written
+        # first, so that a cut never finds both without a sound state.
+        for path in sorted(BLOCKS, key=lambda path: parse_block(self._raw(path)) is not None):
             if self._raw(path) == raw:
                 continue
             if self._files.size(path) == BLOCK_BYTES:
