@@ -140,8 +140,7 @@ class ImageNode:
     @contextlib.contextmanager
     def lock(self, *, wait_s: float = 0.0) -> Iterator[None]:
         """Lock the image as QEMU does, so that no machine runs from it and no second updater writes it."""
-        with self._image.open("r+b") as file:
-            _lock_whole(file, self._image)
+        with locked_image(self._image):
             yield
 
     def reboot(self, why: str) -> None:
@@ -157,6 +156,14 @@ class ImageNode:
     def _write_table(self, table: Gpt) -> None:
         with WholeDisk(self._image, writable=True) as disk:
             write_table(disk, table)
+
+
+@contextlib.contextmanager
+def locked_image(image: Path) -> Iterator[None]:
+    """Hold the lock on a disk image; raise Refused (reason `busy`) while a machine or another updater has it."""
+    with image.open("r+b") as file:
+        _lock_whole(file, image)
+        yield
 
 
 def _lock_whole(file: IO[bytes], image: Path) -> None:

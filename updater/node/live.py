@@ -160,19 +160,7 @@ class LiveNode:
 
     @contextlib.contextmanager
     def lock(self, *, wait_s: float = 0.0) -> Iterator[None]:
-        until = time.monotonic() + wait_s
-        with explained(f"cannot lock {RUNTIME}", "run as root"):
-            RUNTIME.mkdir(parents=True, exist_ok=True)
-            file = (RUNTIME / "lock").open("w")
-        with file:
-            while not _locked(file):
-                if time.monotonic() >= until:
-                    raise Refused(
-                        "another acl-updater is at work on this machine",
-                        mend="wait for it: `systemctl status acl-updater-update`",
-                        reason="busy",
-                    )
-                time.sleep(_LOCK_POLL_S)
+        with locked_machine(wait_s=wait_s):
             yield
 
     def reboot(self, why: str) -> None:
@@ -217,6 +205,25 @@ class LiveNode:
 def _command_line() -> str:
     with explained("cannot read the kernel's command line", "mount /proc"):
         return Path("/proc/cmdline").read_text().strip()
+
+
+@contextlib.contextmanager
+def locked_machine(*, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold the one lock of all that changes something on this machine; raise Refused (reason `busy`)."""
+    until = time.monotonic() + wait_s
+    with explained(f"cannot lock {RUNTIME}", "run as root"):
+        RUNTIME.mkdir(parents=True, exist_ok=True)
+        file = (RUNTIME / "lock").open("w")
+    with file:
+        while not _locked(file):
+            if time.monotonic() >= until:
+                raise Refused(
+                    "another acl-updater is at work on this machine",
+                    mend="wait for it: `systemctl status acl-updater-update`",
+                    reason="busy",
+                )
+            time.sleep(_LOCK_POLL_S)
+        yield
 
 
 def _locked(file: IO[str]) -> bool:
