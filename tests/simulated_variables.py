@@ -6,6 +6,7 @@ from collections.abc import Callable
 from uuid import UUID
 
 from updater.efivars import LOADER_GUID, checked_value, stored_bytes, unwritable
+from updater.errors import EnvironmentFailure
 
 
 class SimulatedEfiVariables:
@@ -33,6 +34,7 @@ class SimulatedEfiVariables:
         self.locked = locked
         self._tell = tell or (lambda _: None)
         self._changes_left: int | None = None
+        self.unreadable: set[str] = set()
 
     def fail_from(self, change: int | None) -> None:
         """Let the firmware refuse every change from the given one on (1 is the next); None: it takes them again."""
@@ -47,6 +49,8 @@ class SimulatedEfiVariables:
         return self._volatile
 
     def read(self, name: str, guid: UUID = LOADER_GUID) -> bytes | None:
+        if name in self.unreadable:
+            raise EnvironmentFailure(f"cannot read the EFI variable {name}: Input/output error", reason="efi-variables")
         return self.values.get((guid, name))
 
     def write(self, name: str, value: bytes, guid: UUID = LOADER_GUID) -> None:

@@ -304,6 +304,30 @@ def test_a_boot_from_elsewhere_is_an_obstacle_on_a_running_machine() -> None:
     assert "no BootCurrent" in refusal(world)
 
 
+def test_an_option_that_cannot_be_read_stops_a_trial_and_saves_no_bad_release() -> None:
+    world = FirmwareWorld.factory()
+    stage(world, B)
+    add(world, 7, PXE)
+    world.efi.unreadable.add("Boot0007")
+    assert "cannot read the EFI variable Boot0007" in refusal(world)
+    world.efi.unreadable.clear()
+    world.backend().arm(B, "2", tries=1)
+    world.power_on()
+    world.efi.write("BootOrder", order_bytes((1, 0, 7)), GLOBAL_GUID)
+    world.efi.unreadable.add("Boot0007")
+    world.backend().condemn(B)
+    assert order(world) == [0, 1, 7]
+
+
+def test_an_order_that_cannot_be_read_is_never_written() -> None:
+    world = armed(FirmwareWorld.factory())
+    before = dict(world.efi.values)
+    world.efi.unreadable.add("BootOrder")
+    with pytest.raises(EnvironmentFailure, match="cannot read the EFI variable BootOrder"):
+        world.backend().commit(B, tries=1)
+    assert world.efi.values == before
+
+
 def test_a_menu_that_waits_for_ever_is_an_obstacle() -> None:
     world = FirmwareWorld.factory()
     stage(world, B)

@@ -18,6 +18,7 @@ from updater.boot.load_option import (
 )
 from updater.boot.protocol import Entry
 from updater.efivars import GLOBAL_GUID, EfiVariables
+from updater.errors import EnvironmentFailure
 from updater.files import Directory
 from updater.slots import Slot
 
@@ -255,7 +256,11 @@ def _exists(esp: Directory, path: str) -> bool:
 def _options(efi: EfiVariables) -> Iterator[tuple[int, LoadOption]]:
     for name in efi.names(GLOBAL_GUID):
         number = option_number(name)
-        raw = efi.read(name, GLOBAL_GUID) if number is not None else None
+        try:
+            raw = efi.read(name, GLOBAL_GUID) if number is not None else None
+        except EnvironmentFailure:
+            # One rotten option must not keep a bad release from being condemned; `read` tells of it.
+            continue
         option = parse_option(raw) if raw else None
         if number is not None and option is not None:
             yield number, option
