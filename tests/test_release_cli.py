@@ -65,6 +65,16 @@ def test_a_release_goes_from_keys_to_a_channel(run: Run) -> None:
     assert re.search(r": good \(2 releases, [0-9]+ files", good(run("verify")))
 
 
+def test_a_delta_is_added_to_a_published_release(run: Run) -> None:
+    started(run)
+    told = good(run("delta", "add", "--from", "1.0.0", "--to", "1.1.0"))
+    assert re.fullmatch(r"deltas from 1\.0\.0 to 1\.1\.0: published before; a node fetches 0\.[0-9] MB .*\n", told)
+    told = good(run("delta", "add", "--from", "1.1.0", "--to", "1.0.0"))
+    assert told.startswith("deltas from 1.1.0 to 1.0.0: published; a node fetches")
+    assert "good (2 releases" in good(run("verify"))
+    assert run("delta", "add", "--from", "1.0.0", "--to", "3.0.0")[0] == 4
+
+
 def test_json_reports_carry_the_same(run: Run) -> None:
     started(run)
 

@@ -87,6 +87,18 @@ def _publish(args: argparse.Namespace) -> int:
     return _report(args, {"published": payload}, lines)
 
 
+def _delta_add(args: argparse.Namespace) -> int:
+    from updater.release.later import add_deltas
+
+    with _opened(args) as repository, Bars() as bars:
+        done = add_deltas(repository, args.source, args.target, progress=bars)
+    named = f"deltas from {done.source_version} to {done.version}"
+    state = "published" if done.new else "published before"
+    line = f"{named}: {state}; a node fetches {_megabytes(done.fetch_bytes)} of image and UKI"
+    payload = {"from": done.source_version, "to": done.version, "new": done.new, "fetch_bytes": done.fetch_bytes}
+    return _report(args, payload, [line])
+
+
 def _promote(args: argparse.Namespace) -> int:
     with _opened(args) as repository:
         moved = channels.promote(repository, args.release, args.channel)
@@ -209,6 +221,7 @@ _VERBS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "keys init": _keys_init,
     "repo init": _repo_init,
     "publish": _publish,
+    "delta add": _delta_add,
     "promote": _promote,
     "withdraw": _withdraw,
     "refresh": _refresh,

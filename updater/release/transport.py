@@ -48,6 +48,12 @@ class Stored:
     image: Path
     uki: Path
 
+    @classmethod
+    def below(cls, folder: Path, manifest: Manifest) -> Stored:
+        """Return a release as it lies in a repository's folder."""
+        uki = manifest.uki.sha256
+        return cls(manifest, folder / f"images/{manifest.root.root_hash}/data", folder / f"blobs/{uki[:2]}/{uki}")
+
 
 def quiet(what: str, done_bytes: int, total_bytes: int) -> None:
     """Take progress and say nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -10,11 +11,12 @@ from pathlib import Path
 import msgspec
 
 from updater.blocks import Blocks
-from updater.errors import UpdaterError
+from updater.errors import NetworkFailure, Untrusted, UpdaterError
 from updater.facts import Facts
 from updater.fill.boot_file import fetch_file, file_costs
 from updater.fill.filler import Filled, Filler
 from updater.fill.source_slot import SourceSlot
+from updater.fill.ways import FILE_TROUBLE
 from updater.format.transport import FileTransport, Transport
 from updater.manifest import Manifest
 from updater.plan import Plan
@@ -23,6 +25,8 @@ from updater.repository import Repository
 from updater.situation import running_is_proven
 from updater.steps.session import Session
 from updater.ways import Choice, Cost, Way, choose_way
+
+log = logging.getLogger(__name__)
 
 IMAGE = "image"
 
@@ -107,7 +111,7 @@ def worked_out(
     """
     node, slot = session.node, facts.running.slot
     proven = facts.ledger.proven_in(slot) if running_is_proven(facts) else None
-    transport = repository.transport(manifest)
+    transport = transport_of(repository, manifest)
     network = node.config.network
     with ExitStack() as opened:
         running: SourceSlot | None = None
@@ -169,6 +173,19 @@ def spare_memory_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
         return None
     words = next((line.split() for line in lines if line.startswith("MemAvailable:")), [])
     return int(words[1]) * 1024 // 2 if len(words) == 3 and words[1].isdigit() else None
+
+
+def transport_of(repository: Repository, manifest: Manifest) -> Transport:
+    """Return how a release travels; a mirror that lacks its later deltas, or spoils them, costs only bytes."""
+    try:
+        return repository.transport(manifest)
+    except Untrusted as failure:
+        log.warning("without the later deltas: %s", failure)
+    except NetworkFailure as failure:
+        if failure.reason not in FILE_TROUBLE:
+            raise
+        log.warning("without the later deltas: %s", failure)
+    return repository.transport(manifest, later=False)
 
 
 def _uki_costs(
