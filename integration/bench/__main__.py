@@ -13,7 +13,7 @@ from pathlib import Path
 from integration.bench.course import full, quick
 from integration.bench.page import page
 from integration.bench.report import Report, now, ratios, this_machine, update_page
-from integration.bench.run import Bench
+from integration.bench.run import Bench, Record
 from updater.errors import ExitCode, UpdaterError
 
 TOP = Path(__file__).resolve().parents[2]
@@ -30,31 +30,48 @@ def main() -> int:
         datefmt="%H:%M:%S",
         stream=sys.stderr,
     )
-    # A stopped run leaves no namespaces behind.
+    # A stopped run leaves no namespaces behind, and a report of what it saw.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(int(ExitCode.INTERRUPTED)))
     course = quick() if args.quick else full(args.runs, args.sizes, args.pairs)
+    name = "quick" if args.quick else "report"
     began, clock, load = now(), time.monotonic(), os.getloadavg()[0]
+
+    def report(record: Record) -> Report:
+        machine = this_machine(args.folder, load)
+        return Report(course.name, began, time.monotonic() - clock, machine, bench.versions, record)
+
+    def save(record: Record) -> None:
+        _replace(args.folder / f"{name}.json", report(record).as_json())
+        _replace(args.folder / f"{name}.html", page(report(record)))
+
+    code = ExitCode.DONE
     try:
-        bench = Bench(args.folder, args.only, args.deadline or (_QUICK_S if args.quick else None))
-        record = bench.go(course)
+        bench = Bench(args.folder, args.only, args.deadline or (_QUICK_S if args.quick else None), save)
     except UpdaterError as error:
         print(f"bench: {error}", file=sys.stderr)
         return int(error.exit_code)
-    except KeyboardInterrupt:
-        return int(ExitCode.INTERRUPTED)
-    machine = this_machine(args.folder, load)
-    report = Report(course.name, began, time.monotonic() - clock, machine, bench.versions, record)
-    name = "report" if not args.quick else "quick"
-    (args.folder / f"{name}.json").write_text(report.as_json())
-    (args.folder / f"{name}.html").write_text(page(report))
-    if args.quick:
-        print(ratios(report), end="")
-    else:
-        print(report.as_markdown(), end="")
-        if args.write_page:
-            update_page(PAGE, report.as_markdown())
+    try:
+        bench.go(course)
+    except UpdaterError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        bench.record.notes["cut short"] = str(error)
+        code = error.exit_code
+    except (KeyboardInterrupt, SystemExit):
+        bench.record.notes["cut short"] = "the run was stopped from outside"
+        code = ExitCode.INTERRUPTED
+    save(bench.record)
+    found = report(bench.record)
+    print(ratios(found) if args.quick else found.as_markdown(), end="")
+    if args.write_page and bench.record.samples:
+        update_page(PAGE, found.as_markdown())
     print(f"\n{args.folder / name}.html, {name}.json", file=sys.stderr)
-    return int(ExitCode.DONE)
+    return int(code)
+
+
+def _replace(target: Path, text: str) -> None:
+    partial = target.with_suffix(f"{target.suffix}.partial")
+    partial.write_text(text)
+    partial.replace(target)
 
 
 def _arguments() -> argparse.Namespace:

@@ -11,7 +11,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from integration.bench.run import Record
-from integration.bench.tables import Table, costs, kinds, making, parts_table, resumed, target_table
+from integration.bench.tables import (
+    Table,
+    costs,
+    growth,
+    kinds,
+    making,
+    parts_table,
+    resumed,
+    steps_table,
+    target_table,
+)
 from integration.bench.targets import targets
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -70,7 +80,8 @@ class Report:
         pair_s, pair_k = ("S", "K") if {"S", "K"} & set(record.pairs) else ("Q", "Q")
         found = [target_table(targets(record.samples, record.makings, pair_s, pair_k))]
         found += [costs(record.samples, *kind) for kind in kinds(record.samples)]
-        found += [resumed(record.samples), parts_table(record.samples), making(record.makings)]
+        found += [resumed(record.samples), growth(record.samples), steps_table(record.samples)]
+        found += [parts_table(record.samples), making(record.makings)]
         return [table for table in found if table.rows]
 
     def as_json(self) -> str:
