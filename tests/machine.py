@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -98,6 +99,9 @@ class SimulatedMachine:
         self.partitions[Slot.A, "hash"].content[: len(image)] = image
         self.booted = Booted(Slot.A, "a.conf", factory.version)
         self.reboots: list[str] = []
+        # Nothing warns of a folder that goes with its machine.
+        self._disk = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        weakref.finalize(self, self._disk.cleanup)
 
     # What the steps ask for.
 
@@ -131,6 +135,10 @@ class SimulatedMachine:
 
     def bootstrap_roots(self) -> Sequence[Path]:
         return self._roots
+
+    @property
+    def partial(self) -> Path:
+        return Path(self._disk.name) / "partial"
 
     @contextlib.contextmanager
     def scratch_folder(self) -> Iterator[Path]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from updater.errors import EnvironmentFailure, NetworkFailure, Untrusted
 from updater.http_mirror import HttpMirror, ca_bundle
+from updater.kept import Kept
 from updater.mirrors import Budget, FolderMirror, Mirror, MirrorFailure, Timeouts
 
 __all__ = ["Counters", "Fetcher", "Retries", "Timeouts"]
@@ -108,6 +109,8 @@ class Fetcher:
                 "no repository is configured", mend="name its address in the configuration", reason="no-mirror"
             )
         self.counters = Counters()
+        self.kept: Kept | None = None
+        """What ranges that are proven by hashes of their own are kept in, so that a kill costs none of them."""
         self._timeouts = timeouts or Timeouts()
         self._retries = retries or Retries()
         self._sleep = sleep
@@ -132,6 +135,11 @@ class Fetcher:
         """Return the mirrors' addresses without secrets, in the order in which they are asked."""
         return [mirror.name for mirror in self._mirrors]
 
+    @property
+    def local(self) -> bool:
+        """Tell whether all mirrors are folders of this machine."""
+        return all(mirror.local for mirror in self._mirrors)
+
     def per_mirror(self) -> list[Fetcher]:
         """Return a fetcher for each mirror alone; they share connections and counters."""
         if len(self._mirrors) == 1:
@@ -141,6 +149,7 @@ class Fetcher:
     def _only(self, mirror: Mirror) -> Fetcher:
         alone = Fetcher.__new__(Fetcher)
         alone.counters = self.counters
+        alone.kept = self.kept
         alone._timeouts = self._timeouts
         # With others to turn to, a dead mirror is given up sooner.
         alone._retries = Retries(

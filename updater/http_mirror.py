@@ -34,6 +34,8 @@ class HttpMirror:
     Several threads may read from it at once.
     """
 
+    local = False
+
     def __init__(
         self,
         url: str,

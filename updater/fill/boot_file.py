@@ -18,7 +18,7 @@ from updater.format.patch import apply
 from updater.format.recipe import Operation, Recipe, parse_recipe
 from updater.format.transport import Delta, FileTransport
 from updater.manifest import BLOCK_BYTES
-from updater.prefetch import BYTES_AHEAD, SPAN_BYTES, Part, fetch_spans, spans
+from updater.prefetch import BYTES_AHEAD, SPAN_BYTES, Part, fetch_spans, spans, stream_whole
 from updater.records import FileRecord
 from updater.ways import Choice, Cost, Way
 
@@ -129,7 +129,13 @@ def _plain(fetcher: Fetcher, file: FileRecord, path: Path, progress: Progress, w
         mirror = alone.mirrors[0]
         try:
             address = f"blobs/{file.sha256[:2]}/{file.sha256}"
-            found = _write(alone.stream(address, 0, file.length_bytes), file, path, progress)
+            found = _write(stream_whole(alone, address, file.length_bytes), file, path, progress)
+            if found != file.sha256 and alone.kept is not None:
+                # An earlier mirror may have brought the start that was kept: this one answers for all of it.
+                alone.kept.drop(address, 0, file.length_bytes)
+                found = _write(stream_whole(alone, address, file.length_bytes), file, path, progress)
+                if found != file.sha256:
+                    alone.kept.drop(address, 0, file.length_bytes)
         except NetworkFailure as failure:
             log.warning("%s", failure)
             failures.append(failure)

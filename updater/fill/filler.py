@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -153,6 +154,8 @@ class Filler:
                 raise trouble or self._misfit(choice.order[-1])
         if landing is not None:
             landing.flush()
+            if self._fetcher.kept:
+                self._fetcher.kept.made_durable()
             if tried[-1:] != [Way.PLAIN]:
                 prove(data, hashes, self._root, proving)
                 kept = landing.kept
@@ -166,7 +169,7 @@ class Filler:
 
     def _try(self, way: Way, landing: Landing, on_barred: Barring, progress: Progress | None) -> UpdaterError | None:
         try:
-            with Pipeline(landing, progress) as pipeline:
+            with Pipeline(landing, progress) as pipeline, self._letting_go(landing, pipeline):
                 self._fillings[way].fill(landing, pipeline)
         except (InvalidDocument, WayFailed) as failure:
             log.warning("the %s way fails for good: %s", way.value, failure)
@@ -188,6 +191,16 @@ class Filler:
             on_barred(way, misfit)
         log.warning("%s", misfit)
         return misfit
+
+    def _letting_go(self, landing: Landing, pipeline: Pipeline) -> AbstractContextManager[None]:
+        """Keep what arrives no longer than until what was made of it is durable."""
+
+        def settle() -> None:
+            pipeline.settle()
+            landing.flush()
+
+        kept = self._fetcher.kept
+        return kept.until_durable(settle) if kept else nullcontext()
 
     def _misfit(self, way: Way) -> WayFailed:
         left = len(self._landing.missing()) if self._landing else 0

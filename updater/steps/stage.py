@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -11,7 +13,9 @@ import msgspec
 from updater.boot.protocol import BootFile
 from updater.errors import InvalidDocument, NothingToDo, Refused
 from updater.facts import Facts
+from updater.kept import Kept
 from updater.manifest import Manifest
+from updater.node.protocol import Node
 from updater.plan import Plan, boot_files, make_plan
 from updater.policy import Target, choose, refuse_unfit
 from updater.progress import step
@@ -101,10 +105,40 @@ def stage(session: Session, repository: Repository, *, to: str | None) -> Plan:
             reason="already-staged",
         )
     plan.refuse_unless_possible()
-    with worked_out(session, repository, facts, manifest, plan.release, thorough=False) as ways:
+    with (
+        _keeping(session, repository, plan.release),
+        worked_out(session, repository, facts, manifest, plan.release, thorough=False) as ways,
+    ):
         plan = ways.planned(plan)
         _execute(session, facts, plan, ways)
     return plan
+
+
+@contextmanager
+def _keeping(session: Session, repository: Repository, release: ReleaseRecord) -> Iterator[None]:
+    """Keep what arrives until the release is staged, and nothing that came for another release."""
+    folder = session.node.partial
+    if folder is None:
+        yield
+        return
+    mine = folder / release.root.root_hash
+    for other in folder.iterdir() if folder.is_dir() else ():
+        if other != mine:
+            shutil.rmtree(other, ignore_errors=True)
+    # A boot file and the copy of the running one that it is made from need their room.
+    kept = Kept(mine, spare_bytes=2 * max(file.length_bytes for file in release.files))
+    repository.fetcher.kept = kept
+    try:
+        yield
+        forget_partial(session.node)
+    finally:
+        repository.fetcher.kept = None
+
+
+def forget_partial(node: Node) -> None:
+    """Remove what was fetched and is not needed any more."""
+    if node.partial is not None:
+        shutil.rmtree(node.partial, ignore_errors=True)
 
 
 def _execute(session: Session, facts: Facts, plan: Plan, ways: WorkedOut) -> None:
