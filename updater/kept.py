@@ -18,7 +18,10 @@ from updater.files import fsync_directory
 log = logging.getLogger(__name__)
 
 SETTLE_BYTES = 8 << 20
-"""Used bytes after which what was made of them is flushed; twice as many are kept at most, beside those ahead."""
+"""Used bytes after which what was made of them is flushed, more than wait anywhere to be written.
+
+Twice as many are kept at most, beside those ahead.
+"""
 
 LEAST_SYNC_BYTES = 1 << 18
 _COPY_BYTES = 1 << 20
@@ -136,13 +139,13 @@ class Kept:
         if self._used_bytes < self._settle_bytes:
             return
         self._settle()
-        # The group of blocks that the last parts belong to may not be whole yet: those wait for the next time.
+        # What is made of the last parts may wait in memory to be written: those stay until the next time.
         self._forget(self._settled)
         self._settled, self._used, self._used_bytes = self._used, [], 0
 
     @contextmanager
     def until_durable(self, settle: Callable[[], None]) -> Iterator[None]:
-        """Let go inside the block of what is used; `settle` makes durable what was made of it so far."""
+        """Let go inside the block of what is used; `settle` makes durable what was written so far."""
         self._settle = settle
         try:
             yield

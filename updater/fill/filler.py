@@ -169,7 +169,7 @@ class Filler:
 
     def _try(self, way: Way, landing: Landing, on_barred: Barring, progress: Progress | None) -> UpdaterError | None:
         try:
-            with Pipeline(landing, progress) as pipeline, self._letting_go(landing, pipeline):
+            with Pipeline(landing, progress) as pipeline, self._letting_go(landing):
                 self._fillings[way].fill(landing, pipeline)
         except (InvalidDocument, WayFailed) as failure:
             log.warning("the %s way fails for good: %s", way.value, failure)
@@ -192,15 +192,10 @@ class Filler:
         log.warning("%s", misfit)
         return misfit
 
-    def _letting_go(self, landing: Landing, pipeline: Pipeline) -> AbstractContextManager[None]:
+    def _letting_go(self, landing: Landing) -> AbstractContextManager[None]:
         """Keep what arrives no longer than until what was made of it is durable."""
-
-        def settle() -> None:
-            pipeline.settle()
-            landing.flush()
-
         kept = self._fetcher.kept
-        return kept.until_durable(settle) if kept else nullcontext()
+        return kept.until_durable(landing.data.flush) if kept else nullcontext()
 
     def _misfit(self, way: Way) -> WayFailed:
         left = len(self._landing.missing()) if self._landing else 0
