@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -275,6 +276,13 @@ def test_a_report_names_machine_versions_and_what_failed() -> None:
     document = json.loads(report.as_json())
     assert document["format"] == 1
     assert [s["contender"] for s in document["samples"]] == ["dd", "zstd"]
+
+
+def test_a_report_says_when_other_work_shared_the_machine() -> None:
+    quiet = report_of([sample("dd")])
+    busy = replace(quiet, machine=replace(quiet.machine, load=(4.2, 5.0)))
+    assert "other work shared" in busy.as_markdown()
+    assert "other work shared" not in quiet.as_markdown()
 
 
 def test_the_html_page_escapes_what_the_machine_says_and_draws_bars() -> None:

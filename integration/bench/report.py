@@ -24,6 +24,8 @@ from integration.bench.tables import (
 )
 from integration.bench.targets import targets
 
+# A load average at the start above which somebody else was at work.
+_BUSY_LOAD = 0.5
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
@@ -116,6 +118,11 @@ class Report:
             f"start, {machine.load[1]} at the end",
             "- " + ", ".join(f"{name} {version}" for name, version in sorted(self.versions.items())),
         ]
+        if machine.load[0] >= _BUSY_LOAD:
+            lines.append(
+                "- other work shared the machine: contenders take turns, so that ratios and medians of several runs "
+                "say more than seconds; bytes, requests and memory do not depend on it"
+            )
         for name, about in record.pairs.items():
             updated = about["updated"]
             count = len(updated) if isinstance(updated, list) else 0
