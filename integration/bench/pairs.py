@@ -34,7 +34,10 @@ _SERVICES = (
     "containerd", "runc", "e2fsprogs", "iputils-ping", "openssh-server", "rsync", "vim", "git", "jq",
     "bind9-dnsutils", "nginx-light", "libnss3-tools", "nodejs", "redis-server", "postgresql-client",
 )  # fmt: skip
-_CONTAINERS = ("docker.io", "docker-cli", "podman", "containernetworking-plugins")
+_CONTAINERS = (
+    "containerd", "runc", "docker.io", "docker-cli", "podman", "containernetworking-plugins", "e2fsprogs",
+    "iputils-ping", "openssh-server", "rsync", "jq", "bind9-dnsutils",
+)  # fmt: skip
 _KERNEL = "linux-image-cloud-amd64"
 _UNUSED = ("usr/share/doc", "usr/share/man", "usr/share/info", "usr/share/locale", "usr/share/lintian", "var")
 # What an initrd for virtual machines holds of a root tree.
@@ -90,7 +93,7 @@ RECIPES = {
         Recipe(
             "K",
             "a container host of about 700 MB, security updates with a kernel bump",
-            (*_BASE, *_SERVICES, *_CONTAINERS, _KERNEL),
+            (*_BASE, *_CONTAINERS, _KERNEL),
             kernel_moves=True,
         ),
     )
