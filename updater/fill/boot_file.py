@@ -6,11 +6,13 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
 
 from updater.errors import EnvironmentFailure, InvalidDocument, NetworkFailure, Untrusted, UpdaterError
 from updater.fetch import Fetcher
+from updater.fill.framed import FRAME_SPAN_BYTES, fetch_frames
 from updater.fill.rows import rows_of
 from updater.fill.ways import FILE_TROUBLE, WayFailed, fetch_index
 from updater.format.frames import parse_frames
@@ -57,7 +59,7 @@ def file_costs(
         costs.append(Cost(Way.DELTA, absent="no delta is published from the running release's file"))
     if frames is not None:
         fetched = frames.index.length_bytes + frames.file.length_bytes
-        requests = 1 + -(-frames.file.length_bytes // SPAN_BYTES)
+        requests = 1 + -(-frames.file.length_bytes // FRAME_SPAN_BYTES)
         why = barred.get(Way.FULL, "")
         costs.append(Cost(Way.FULL, fetched, length, requests, _FRAMES_MEMORY_BYTES, barred=why))
     else:
@@ -173,14 +175,10 @@ def _from_frames(fetcher: Fetcher, transport: FileTransport | None, file: FileRe
     assert framed is not None
     index = parse_frames(fetch_index(fetcher, framed.index), framed, what)
     _require_length(index.content_bytes, file, what)
-    frames = [index.frame(number) for number in range(index.count)]
-    parts = (Part(framed.file.path, frame.offset, frame.length_bytes, frame.sha256) for frame in frames)
-    arriving = fetch_spans(fetcher, spans(parts))
-    try:
-        for frame, (_, raw) in zip(frames, arriving, strict=True):
-            yield from frame.unpack(raw, what)
-    finally:
-        arriving.close()
+    frames = [(framed.file.path, index.frame(number)) for number in range(index.count)]
+    with closing(fetch_frames(fetcher, frames)) as arriving:
+        for frame, chunks in arriving:
+            yield from frame.unpack(chunks, what)
 
 
 def _from_delta(
