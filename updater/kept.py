@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -68,6 +69,7 @@ class Kept:
         self._settle_bytes = settle_bytes
         self._runs: dict[str, list[_Run]] = {}
         self._lock = threading.Lock()
+        self._syncing = threading.Lock()
         self._new_names = False
         self._unsynced_bytes = 0
         self._settle: Callable[[], None] | None = None
@@ -113,15 +115,17 @@ class Kept:
 
     def add(self, path: str, offset: int, piece: bytes, unit_bytes: int) -> None:
         """Keep a piece of a remote file; `unit_bytes` is the longest part of it that is of use only whole."""
-        with self._lock:
-            if len(piece) > self._left_bytes:
-                return
-            try:
+        try:
+            with self._lock:
+                if len(piece) > self._left_bytes:
+                    return
                 self._append(path, offset, piece)
+            # Written before it is waited for: from here on only a power cut can lose it.
+            with self._syncing:
                 if self._unsynced_bytes >= max(unit_bytes, LEAST_SYNC_BYTES):
                     self._sync_all()
-            except OSError as error:
-                self._give_up(error)
+        except OSError as error:
+            self._give_up(error)
 
     def drop(self, path: str, offset: int, length: int) -> None:
         """Forget what turned out to be wrong, and what came together with it."""
@@ -200,17 +204,21 @@ class Kept:
         self._unsynced_bytes += len(piece)
 
     def _sync_all(self) -> None:
-        for run in (run for runs in self._runs.values() for run in runs if run.dirty):
-            handle = os.open(run.file, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                self._sync(handle)
-            finally:
-                os.close(handle)
-            run.dirty = False
-        if self._new_names:
+        with self._lock:
+            dirty = [run for runs in self._runs.values() for run in runs if run.dirty]
+            new_names, self._new_names, self._unsynced_bytes = self._new_names, False, 0
+            for run in dirty:
+                run.dirty = False
+        for run in dirty:
+            # What was used up in the meantime is gone.
+            with contextlib.suppress(FileNotFoundError):
+                handle = os.open(run.file, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    self._sync(handle)
+                finally:
+                    os.close(handle)
+        if new_names:
             fsync_directory(self._folder)
-            self._new_names = False
-        self._unsynced_bytes = 0
 
     def _forget(self, parts: list[tuple[str, int, int]]) -> None:
         with self._lock:
@@ -228,8 +236,9 @@ class Kept:
 
     def _give_up(self, error: OSError) -> None:
         log.warning("cannot keep what arrives in %s, a kill would cost more of it: %s", self._folder, error)
-        self._runs.clear()
-        self._left_bytes = 0
+        with self._lock:
+            self._runs.clear()
+            self._left_bytes = 0
 
 
 def _key(path: str) -> str:
