@@ -72,8 +72,8 @@ OURS = ("ours-delta", "ours-reuse", "ours-full")
 # `get` and `swupdate` serve what `zstd` made, so that it comes first.
 EVERY = ("dd", "zstd", "get", "zstd-patch", "xdelta3", "hdiffpatch", "bsdiff", "casync", "casync-16k", "desync",
          "desync-16k", "zchunk", "swupdate", "rauc", "rauc-lz4", "rauc-zstd", "rauc-adaptive", *OURS)  # fmt: skip
-QUICK = ("dd", "zstd", "get", "zstd-patch", "hdiffpatch", "casync", "desync", "zchunk", "swupdate", "rauc-lz4",
-         "rauc-adaptive", *OURS)  # fmt: skip
+QUICK = ("dd", "zstd", "get", "zstd-patch", "casync", *OURS, "hdiffpatch", "rauc-lz4", "rauc-adaptive", "swupdate",
+         "desync", "zchunk")  # fmt: skip
 _REUSING = ("casync", "desync", "rauc-adaptive", *OURS)
 _OVER_THE_WIRE = ("zstd", "get", "zstd-patch", "casync", "desync", "zchunk", "swupdate", *OURS)
 _RESUMED = ("zstd", "casync", "desync", "zchunk", *OURS)

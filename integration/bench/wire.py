@@ -86,7 +86,7 @@ def main() -> int:
     first, second, delay_ms, mbit = sys.argv[1:]
     # A line that waits for its turn on a processor delays more than it should.
     with contextlib.suppress(PermissionError):
-        os.nice(-10)
+        os.nice(-15)
     ends = (_open(first), _open(second))
     print("ready", flush=True)
     carry(ends, float(delay_ms) / 1000, float(mbit) * 1e6)
