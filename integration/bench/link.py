@@ -67,9 +67,7 @@ def namespaces(line: Line) -> Iterator[Namespaces]:
         devices = (f"aclb{os.getpid()}s", f"aclb{os.getpid()}c")
         made_by = _shaped(line, names, devices, stack)
         for name, device, address, peer in zip(
-            names, devices, (# What is measured, its server and its line do not wait for other work on the machine.
-PRIORITY = -10
-SERVER_ADDRESS, CLIENT_ADDRESS), (CLIENT_ADDRESS, SERVER_ADDRESS), strict=True
+            names, devices, (SERVER_ADDRESS, CLIENT_ADDRESS), (CLIENT_ADDRESS, SERVER_ADDRESS), strict=True
         ):
             run(["ip", "-n", name, "address", "add", f"{address}/32", "peer", peer, "dev", device])
             run(["ip", "-n", name, "link", "set", device, "up", "mtu", "1500"])
