@@ -16,10 +16,12 @@ from updater.format.transport import Delta, Transport
 from updater.manifest import Manifest, parse_manifest
 from updater.release.blobs import BlobFolder
 from updater.release.delta import Content, OperationSizes, make_delta
+from updater.release.files import mapped
 from updater.release.frames import Progress
 from updater.release.publish import pinned_file, place
 from updater.release.repository import Repository
-from updater.release.transport import Stored, mapped, quiet
+from updater.release.transport import Stored, quiet
+from updater.release.uki_deltas import Ukis
 from updater.schema import encode_json
 from updater.versions import Version
 
@@ -74,15 +76,17 @@ def add_deltas(
         blobs = BlobFolder(Path(folder))
         if wants_root:
             root = _made(source.image, target.image, old.root.root_hash, old.version, blobs, sizes, progress)
+        ukis = [uki] if uki else []
         if wants_uki:
-            uki = _made(source.uki, target.uki, old.uki.sha256, old.version, blobs, sizes, progress)
+            made = Ukis(target.uki, blobs, sizes or OperationSizes(), progress)
+            ukis = made.deltas(source.uki, old.uki.sha256, old.version)
         document = LaterDeltas(
             1,
             new.version,
             new.root.root_hash,
             new.uki.sha256,
             [*before.root, *([root] if wants_root and root else [])],
-            [*before.uki, *([uki] if wants_uki and uki else [])],
+            [*before.uki, *(ukis if wants_uki else [])],
         )
         raw = encode_json(document)
         # The constructor checks no limits: read it as a node will.
@@ -92,7 +96,7 @@ def add_deltas(
     repository.put_target(later_path(new.version), raw)
     repository.publish()
     log.info("deltas from %s to %s are published", old.version, new.version)
-    return Added(old.version, new.version, root, uki, new=True)
+    return Added(old.version, new.version, root, ukis[0] if ukis else None, new=True)
 
 
 def _made(
