@@ -129,10 +129,12 @@ def rotting(machine: SimulatedMachine, rot: Literal["flipped", "unreadable"]) ->
 
 
 @pytest.mark.parametrize(
-    ("rot", "reason"), [("flipped", "source-damaged"), ("unreadable", "source-unreadable")], ids=["flipped", "EIO"]
+    ("rot", "reason", "ways"),
+    [("flipped", "source-damaged", ["delta"]), ("unreadable", "source-unreadable", ["delta", "reuse"])],
+    ids=["flipped", "EIO"],
 )
 def test_a_broken_delta_is_barred_once_told_by_explain_and_not_tried_again(
-    machine: SimulatedMachine, rot: Literal["flipped", "unreadable"], reason: str
+    machine: SimulatedMachine, rot: Literal["flipped", "unreadable"], reason: str, ways: list[str]
 ) -> None:
     # In a block that an operation reads.
     disk = rotting(machine, rot)
@@ -141,11 +143,13 @@ def test_a_broken_delta_is_barred_once_told_by_explain_and_not_tried_again(
     assert machine.holds(Slot.B, TWO)
     update = machine.session().facts().journal.update
     assert update is not None
-    assert [(item.way, item.file, item.reason) for item in update.barred] == [("delta", "image", reason)]
-    assert steps_ways.barred_ways(machine.session().facts().journal, update.release, "image").keys() == {Way.DELTA}
+    assert [(item.way, item.file, item.reason) for item in update.barred] == [(way, "image", reason) for way in ways]
+    assert steps_ways.barred_ways(machine.session().facts().journal, update.release, "image").keys() == set(
+        map(Way, ways)
+    )
     told = explain(argparse.Namespace(offline=True), machine.session())
     assert any("the delta way is barred for the image of release 2.0.0" in line for line in told.lines)
-    assert [event.event for event in machine.session().store.history()].count("way-barred") == 1
+    assert [event.event for event in machine.session().store.history()].count("way-barred") == len(ways)
 
 
 def test_a_bar_counts_for_its_release_only(machine: SimulatedMachine) -> None:
