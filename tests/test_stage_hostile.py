@@ -230,6 +230,13 @@ class Node:
         document: dict[str, Any] = json.loads(said.out)
         return document
 
+    def status(self) -> dict[str, Any]:
+        """Type `status --json`; return what it printed."""
+        self._capsys.readouterr()
+        assert main(["--disk", str(self.disk), "--config", str(self._config), "status", "--json"]) == ExitCode.DONE
+        document: dict[str, Any] = json.loads(self._capsys.readouterr().out)
+        return document
+
     def holds_the_release(self) -> bool:
         """Tell whether slot b holds the release, nothing is left lying about, and the journal says staged."""
         with ImageNode(self.disk, load_layout("dps-root"), Config(), writable=False) as node:
@@ -322,6 +329,19 @@ def test_metadata_come_the_same_way_as_bytes(publisher: Publisher, node: Node) -
             assert {seen.headers["X-Token"] for seen in server.seen} == {"secret"}
             assert any(seen.path.startswith("/repo/metadata/") for seen in server.seen)
     assert node.holds_the_release()
+
+
+def test_the_report_says_what_it_took_and_how_the_slot_was_read_back(publisher: Publisher, node: Node) -> None:
+    with hostile(Site(publisher.mirror, well)) as server:
+        told = node.stage(server.url)["brought"]
+        asked = len(server.seen)
+    assert (told["image"], set(told["files"])) == (["delta"], {"uki.efi"})
+    assert told["read_back"] == "fsync and POSIX_FADV_DONTNEED"
+    assert (told["requests"], told["retries"]) == (asked, 0)
+    assert told["fetched_bytes"] > 70 * BLOCK_BYTES
+    root = TWO.manifest.root
+    assert told["written_bytes"] + told["kept_bytes"] == root.length_bytes + root.tree_length_bytes + BLOCK_BYTES
+    assert node.status()["target"]["brought"] == told
 
 
 def test_a_folder_and_its_url_are_mirrors_like_any_other(publisher: Publisher, node: Node) -> None:

@@ -6,6 +6,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -13,18 +14,20 @@ import msgspec
 from updater.boot.protocol import BootFile
 from updater.errors import InvalidDocument, NothingToDo, Refused
 from updater.facts import Facts
+from updater.fill.filler import Filled
 from updater.kept import Kept
 from updater.manifest import Manifest
 from updater.node.protocol import Node
 from updater.plan import Plan, boot_files, make_plan
 from updater.policy import Target, choose, refuse_unfit
 from updater.progress import step
-from updater.records import UKI_NAME, FileRecord, Journal, ReleaseRecord, Update
+from updater.records import UKI_NAME, Brought, FileRecord, Journal, ReleaseRecord, Update
 from updater.repository import Repository
 from updater.situation import Situation, decide
 from updater.steps.proofs import prove_boot_files, prove_fallback
 from updater.steps.session import Session
 from updater.steps.ways import WorkedOut, worked_out
+from updater.ways import Way
 
 CHUNK_BYTES = 1 << 20
 
@@ -110,8 +113,8 @@ def stage(session: Session, repository: Repository, *, to: str | None) -> Plan:
         worked_out(session, repository, facts, manifest, plan.release, thorough=False) as ways,
     ):
         plan = ways.planned(plan)
-        _execute(session, facts, plan, ways)
-    return plan
+        brought = _execute(session, facts, plan, ways)
+    return replace(plan, brought=brought)
 
 
 @contextmanager
@@ -141,7 +144,7 @@ def forget_partial(node: Node) -> None:
         shutil.rmtree(node.partial, ignore_errors=True)
 
 
-def _execute(session: Session, facts: Facts, plan: Plan, ways: WorkedOut) -> None:
+def _execute(session: Session, facts: Facts, plan: Plan, ways: WorkedOut) -> Brought:
     node, reporter, release, slot = session.node, session.reporter, plan.release, plan.slot
     sentences = dict(plan.steps)
 
@@ -183,35 +186,43 @@ def _execute(session: Session, facts: Facts, plan: Plan, ways: WorkedOut) -> Non
         node.boot.withdraw(slot)
 
     with step(reporter, "fill-slot", sentences["fill-slot"]) as said:
-        said.append(_fill(session, release, plan, ways))
+        filled, read_back = _fill(session, plan, ways)
+        said.append(_told(filled, read_back, release))
 
     with step(reporter, "label-slot", sentences["label-slot"]):
         node.label_slot(slot, release.root.root_hash)
 
+    files: dict[str, str] = {}
     with step(reporter, "place-boot-files", sentences["place-boot-files"]) as said:
         for file, shape in zip(release.files, boot_files(release), strict=True):
-            said.append(_place(session, plan, ways, file, shape))
+            files[file.name] = _place(session, plan, ways, file, shape).value
+        said += [f"{name}: {way}" for name, way in files.items()]
         prove_boot_files(session, slot, release)
 
     with step(reporter, "record-staged", sentences["record-staged"]):
         # Ways that were barred meanwhile stand in the journal on the disk.
         update = session.store.journal().update or update
-        staged = msgspec.structs.replace(update, staged=session.stamp())
+        brought = _brought(ways, filled, files, read_back)
+        staged = msgspec.structs.replace(update, staged=session.stamp(), brought=brought)
         session.store.write_journal(msgspec.structs.replace(journal, phase="staged", update=staged))
         session.record("staged", f"slot {slot} holds release {release.version}, proven", release=release, slot=slot)
+    return brought
 
 
-def _fill(session: Session, release: ReleaseRecord, plan: Plan, ways: WorkedOut) -> str:
+def _fill(session: Session, plan: Plan, ways: WorkedOut) -> tuple[Filled, str]:
+    """Fill the slot; return also how it was read back."""
     data = session.node.blocks(plan.slot, "data", writable=True)
     try:
         hashes = session.node.blocks(plan.slot, "hash", writable=True)
         try:
-            filled = ways.fill(data, hashes)
-            read_back = data.read_back
+            return ways.fill(data, hashes), data.read_back
         finally:
             hashes.close()
     finally:
         data.close()
+
+
+def _told(filled: Filled, read_back: str, release: ReleaseRecord) -> str:
     tried = ", then ".join(way.value for way in filled.ways) or "nothing to fetch"
     return (
         f"{tried}: {filled.fetched_bytes} bytes fetched, {filled.written_bytes} written, {filled.kept_bytes} were in "
@@ -219,7 +230,21 @@ def _fill(session: Session, release: ReleaseRecord, plan: Plan, ways: WorkedOut)
     )
 
 
-def _place(session: Session, plan: Plan, ways: WorkedOut, file: FileRecord, shape: BootFile) -> str:
+def _brought(ways: WorkedOut, filled: Filled, files: dict[str, str], read_back: str) -> Brought:
+    counters = ways.repository.fetcher.counters
+    return Brought(
+        [way.value for way in filled.ways],
+        files,
+        counters.bytes_fetched,
+        counters.requests,
+        counters.retries,
+        filled.written_bytes,
+        filled.kept_bytes,
+        read_back,
+    )
+
+
+def _place(session: Session, plan: Plan, ways: WorkedOut, file: FileRecord, shape: BootFile) -> Way:
     """Fetch one boot file to scratch, prove it, and only then let its bytes reach the ESP."""
     from updater.uki import check_addon, check_uki
 
@@ -238,7 +263,7 @@ def _place(session: Session, plan: Plan, ways: WorkedOut, file: FileRecord, shap
                 reason="unsound-boot-file",
             ) from error
         session.node.boot.place(plan.slot, shape, _chunks(path))
-    return f"{file.name}: {way.value}"
+    return way
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
