@@ -79,7 +79,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="the small pair once, ratios only, under three minutes")
     parser.add_argument("--folder", type=Path, default=TOP / "build/bench", help="where it works (default build/bench)")
     parser.add_argument("--runs", type=int, default=3, metavar="N", help="how often each local update is repeated")
-    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="only these contenders")
+    parser.add_argument(
+        "--only", nargs="*", default=[], metavar="NAME", help="only these contenders; K:NAME for one pair"
+    )
     parser.add_argument("--pairs", nargs="*", default=["S", "K"], metavar="PAIR", help="the pairs (default S K)")
     parser.add_argument("--sizes", nargs="*", type=int, default=[256, 1024, 2048, 5120], metavar="MIB")
     parser.add_argument("--deadline", type=float, metavar="S", help="begin no update after so many seconds")

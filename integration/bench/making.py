@@ -26,9 +26,10 @@ def made_once(stamp: Path, key: object, make: Callable[[], Making]) -> Making:
     return making
 
 
-def product_digest() -> str:
-    """Return a digest of the product's own sources: what another state of them publishes may differ."""
+def publishing_digest() -> str:
+    """Return a digest of the sources that decide what is published: another state of them may publish other bytes."""
     found = hashlib.sha256()
-    for path in sorted((TOP / "updater").rglob("*.py")):
-        found.update(f"{path.relative_to(TOP)}\n".encode() + hashlib.sha256(path.read_bytes()).digest())
+    for folder in ("release", "format"):
+        for path in sorted((TOP / "updater" / folder).rglob("*.py")):
+            found.update(f"{path.relative_to(TOP)}\n".encode() + hashlib.sha256(path.read_bytes()).digest())
     return found.hexdigest()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from integration.bench.making import made_once, product_digest
+from integration.bench.making import made_once, publishing_digest
 from integration.bench.measure import forget, run_measured
 from integration.bench.pairs import NEW
 from integration.bench.phases import phases
@@ -87,7 +87,7 @@ class Ours:
         releases = [match.old, match.new]
         self._folder.mkdir(parents=True, exist_ok=True)
         # A repository's newest signature is good for some days only.
-        key = [variant.older, variant.newer, product_digest(), f"{datetime.now(UTC):%Y-%m-%d}"]
+        key = [variant.older, variant.newer, publishing_digest(), f"{datetime.now(UTC):%Y-%m-%d}"]
         key += [hashlib.sha256((release.folder / "manifest.json").read_bytes()).hexdigest() for release in releases]
         making = made_once(match.served / f"{self.name}.json", key, self._made)
         self._disk = make_disk(self._folder, match.old, roomy_layout(self._folder, releases), self._tools)

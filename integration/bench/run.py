@@ -52,7 +52,7 @@ class Bench:
         deadline_s: float | None = None,
         saved: Callable[[Record], None] = lambda _: None,
     ) -> None:
-        """Work in `folder`; `only` restricts the contenders; after `deadline_s` seconds no further update begins.
+        """Work in `folder`; `only` restricts the contenders (`zstd`, or `K:zstd`); after `deadline_s` seconds no further update begins.
 
         `saved` is called with the record after each step, for who wants to keep what there is so far.
         """
@@ -94,7 +94,7 @@ class Bench:
             if isinstance(step, Turn):
                 self._take(step, ground)
                 return
-            for name in self._wanted(step.contenders):
+            for name in self._wanted(step.pair, step.contenders):
                 act = partial(self._resume, ground=ground)
                 self._guarded(name, step.pair, "killed at half", act)
 
@@ -119,12 +119,12 @@ class Bench:
         self.record.notes.setdefault("cut short", f"the time was up before {what}")
         return True
 
-    def _wanted(self, names: Sequence[str]) -> list[str]:
-        return [name for name in names if not self._only or name in self._only]
+    def _wanted(self, pair: str, names: Sequence[str]) -> list[str]:
+        return [name for name in names if not self._only or {name, f"{pair}:{name}"} & self._only]
 
     def _take(self, turn: Turn, ground: Ground) -> None:
         for number in range(turn.runs):
-            for name in self._wanted(turn.contenders):
+            for name in self._wanted(turn.pair, turn.contenders):
                 where = f"{turn.other_slot}, {turn.line.name}"
 
                 def update(player: Player, turn: Turn = turn, number: int = number) -> None:
