@@ -19,6 +19,7 @@ from updater.fill.reuse import ReuseWay
 from updater.fill.source_slot import SourceSlot
 from updater.fill.ways import FILE_TROUBLE, Filling, WayFailed, most_written
 from updater.format.transport import ImageTransport
+from updater.heap import keep_heap_small
 from updater.manifest import BLOCK_BYTES, Root
 from updater.repository import from_any
 from updater.verity import Progress, prove
@@ -101,6 +102,7 @@ class Filler:
         """
         if not self._fillings:
             return (*(self._out(way) for way in (Way.DELTA, Way.REUSE, Way.FULL)), self._plain_cost(None))
+        keep_heap_small()
         upper, leaves = from_any(partial(self._upper, source) for source in self._sources)
         landing = Landing(data, hashes, self._root, upper, leaves)
         landing.survey(progress)

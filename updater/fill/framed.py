@@ -12,8 +12,8 @@ from updater.prefetch import Part, Span, fetch_spans, spans
 FRAME_SPAN_BYTES = 2 << 20
 """Neighbouring chunks share a request up to this length."""
 
-FRAME_BYTES_AHEAD = 6 << 20
-"""Compressed bytes that are under way or wait for their turn: three requests."""
+FRAME_BYTES_AHEAD = 4 << 20
+"""Compressed bytes that are under way or wait for their turn: two requests beside the one that is used."""
 
 
 Located = tuple[str, Frame]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
+from itertools import pairwise
 
-from updater.blocks import Blocks
+from updater.blocks import Blocks, paged
 from updater.errors import EnvironmentFailure, Untrusted
 from updater.manifest import BLOCK_BYTES, Root
 from updater.verity import (
@@ -24,6 +25,7 @@ from updater.verity import (
 
 _ZEROS = bytes(GROUP_BYTES)
 _LEAVES_A_WRITE = 64
+_COMPARED_BYTES = 1 << 18
 
 
 class State(IntEnum):
@@ -86,6 +88,8 @@ class Landing:
         # Leaves that are proven and wait to be written together, from that of a group on.
         self._first_leaf = 0
         self._waiting = bytearray()
+        # What lies on the disk is read into it, by one thread at a time.
+        self._room = paged(2 * GROUP_BYTES)
         self._hasher = Hasher(bytes.fromhex(root.salt))
         self._zero_leaf = {
             count: self._hasher.digests(self._leaf(self._hasher.of_zeros * count))
@@ -111,16 +115,20 @@ class Landing:
 
     def survey(self, progress: Progress | None = None) -> None:
         """Read the slot and note what each group holds; an unreadable one counts as other content."""
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read") as ahead:
+        with ThreadPoolExecutor(max_workers=2, thread_name_prefix="survey") as ahead:
             for at, chunk in self._chunks(ahead):
                 if progress:
                     progress(at, self.root.length_bytes)
-                if chunk is not None:
-                    self._note(at // GROUP_BYTES, chunk)
+                if chunk is None:
+                    continue
+                half = len(chunk) // (2 * GROUP_BYTES) * GROUP_BYTES
+                second = ahead.submit(self._note, (at + half) // GROUP_BYTES, chunk[half:])
+                self._note(at // GROUP_BYTES, chunk[:half])
+                second.result()
         if progress:
             progress(self.root.length_bytes, self.root.length_bytes)
 
-    def _chunks(self, ahead: ThreadPoolExecutor) -> Iterator[tuple[int, bytes | None]]:
+    def _chunks(self, ahead: ThreadPoolExecutor) -> Iterator[tuple[int, memoryview | None]]:
         try:
             yield from pieces(self.data, 0, self.root.length_bytes, ahead)
         except EnvironmentFailure as error:
@@ -130,17 +138,17 @@ class Landing:
             return
         # A sector cannot be read: go on piece by piece. Writing makes the disk replace it.
         for at in range(0, self.root.length_bytes, GROUP_BYTES):
-            yield at, _readable(self.data, at, min(GROUP_BYTES, self.root.length_bytes - at))
+            held = _readable(self.data, at, min(GROUP_BYTES, self.root.length_bytes - at))
+            yield at, None if held is None else memoryview(held)
 
-    def _note(self, first: int, chunk: bytes) -> None:
-        view = memoryview(chunk)
+    def _note(self, first: int, chunk: memoryview) -> None:
         for at in range(0, len(chunk), GROUP_BYTES):
             group = first + at // GROUP_BYTES
-            length = self.blocks_of(group) * BLOCK_BYTES
-            if chunk.startswith(_ZEROS[:length], at):
-                digests, state = self._hasher.of_zeros * (length // BLOCK_BYTES), State.ZEROS
+            held = chunk[at : at + self.blocks_of(group) * BLOCK_BYTES]
+            if _only_zeros(held):
+                digests, state = self._hasher.of_zeros * (len(held) // BLOCK_BYTES), State.ZEROS
             else:
-                digests, state = self._hasher.digests(view[at : at + length]), State.OTHER
+                digests, state = self._hasher.digests(held), State.OTHER
             leaf = self._leaf(digests)
             if self._digests_of(leaf) == self._expected(group, 1):
                 state = State.PLACED if self._leaf_on_disk(group) == leaf else State.LEAFLESS
@@ -252,14 +260,19 @@ class Landing:
 
     def _write_differing(self, blocks: Blocks, offset: int, content: bytes | memoryview) -> None:
         """Write the blocks that differ from what lies on the disk, all of them where it cannot be read."""
-        held = _readable(blocks, offset, len(content))
-        wanted = bytes(content)
-        if held is None:
-            self._write_chosen(blocks, offset, wanted, range(len(wanted) // BLOCK_BYTES))
-        elif held == wanted:
-            self.kept += len(wanted)
-        else:
-            self._write_chosen(blocks, offset, content, _differing_blocks(wanted, held))
+        view, room = memoryview(content), self._room[: min(len(content), len(self._room))]
+        chosen: list[int] = []
+        for at in range(0, len(view), len(room)):
+            wanted, held = view[at : at + len(room)], room[: len(view) - at]
+            try:
+                blocks.read_into(offset + at, held)
+            except EnvironmentFailure as error:
+                if error.reason != "io-error":
+                    raise
+                chosen += range(at // BLOCK_BYTES, (at + len(wanted)) // BLOCK_BYTES)
+            else:
+                chosen += (at // BLOCK_BYTES + block for block in _differing_blocks(wanted, held))
+        self._write_chosen(blocks, offset, view, chosen)
 
     def _write_chosen(self, blocks: Blocks, offset: int, content: bytes | memoryview, chosen: Sequence[int]) -> None:
         view = memoryview(content)
@@ -296,12 +309,21 @@ def _readable(blocks: Blocks, offset: int, length: int) -> bytes | None:
         return None
 
 
-def _differing_blocks(wanted: bytes, held: bytes) -> list[int]:
-    return [
-        at // BLOCK_BYTES
-        for at in range(0, len(wanted), BLOCK_BYTES)
-        if wanted[at : at + BLOCK_BYTES] != held[at : at + BLOCK_BYTES]
-    ]
+def _differing_blocks(wanted: memoryview, held: memoryview) -> Iterator[int]:
+    for at in range(0, len(wanted), _COMPARED_BYTES):
+        # Views compare byte by byte, copies at once.
+        one, other = bytes(wanted[at : at + _COMPARED_BYTES]), bytes(held[at : at + _COMPARED_BYTES])
+        if one == other:
+            continue
+        for low in range(0, len(one), BLOCK_BYTES):
+            if one[low : low + BLOCK_BYTES] != other[low : low + BLOCK_BYTES]:
+                yield (at + low) // BLOCK_BYTES
+
+
+def _only_zeros(view: memoryview) -> bool:
+    """Tell whether there are only zeros, from the first block in most cases."""
+    steps = [0, *range(BLOCK_BYTES, len(view), _COMPARED_BYTES), len(view)]
+    return all(bytes(view[low:high]) == _ZEROS[: high - low] for low, high in pairwise(steps))
 
 
 def runs_of(indexes: Iterable[int]) -> Iterator[tuple[int, int]]:

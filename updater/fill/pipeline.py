@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import mmap
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from queue import SimpleQueue
 from types import TracebackType
 
+from updater.blocks import paged
 from updater.errors import EnvironmentFailure
 from updater.fill.landing import Landing
 from updater.manifest import BLOCK_BYTES
@@ -18,17 +18,17 @@ BATCH_GROUPS = 2
 """Groups that are proven and written at a time: writes of up to 1 MiB."""
 
 _BATCH_BYTES = BATCH_GROUPS * GROUP_BYTES
-_BATCHES = 4
+_BATCHES = 3
 
 
 class Pipeline:
     """Takes groups in ascending order, proves and writes them in the background, and collects those that do not prove.
 
-    Its memory is four batches of 1 MiB that begin on a page and are used again and again: one is gathered, one is at
-    each stage, one lies between; and one more of what lies on the disk where the last is written.
+    Its memory is three batches of 1 MiB that begin on a page and are used again and again, one that is gathered and one
+    at each stage, and what is compared with what lies on the disk where the last is written.
     """
 
-    memory_bytes = (_BATCHES + 1) * _BATCH_BYTES
+    memory_bytes = (_BATCHES + 2) * _BATCH_BYTES
 
     def __init__(self, landing: Landing, progress: Progress | None = None) -> None:
         """Work on a slot; `progress` counts the image's bytes that are in place."""
@@ -40,7 +40,7 @@ class Pipeline:
         self._flight: deque[Future[None]] = deque()
         self._free: SimpleQueue[memoryview] = SimpleQueue()
         for _ in range(_BATCHES):
-            self._free.put(memoryview(mmap.mmap(-1, _BATCH_BYTES)))
+            self._free.put(paged(_BATCH_BYTES))
         self._batch: memoryview | None = None
         self._first = 0
         self._length = 0
