@@ -52,9 +52,10 @@ class Bench:
         deadline_s: float | None = None,
         saved: Callable[[Record], None] = lambda _: None,
     ) -> None:
-        """Work in `folder`; `only` restricts the contenders (`zstd`, or `K:zstd`); after `deadline_s` seconds no further update begins.
+        """Work in `folder`; after `deadline_s` seconds no further update begins.
 
-        `saved` is called with the record after each step, for who wants to keep what there is so far.
+        `only` restricts the contenders: `zstd`, or `K:zstd` for one pair. `saved` is called with the record after
+        each step, for who wants to keep what there is so far.
         """
         self.record = Record()
         self._folder = folder
