@@ -19,6 +19,7 @@ from updater.errors import ExitCode, UpdaterError
 TOP = Path(__file__).resolve().parents[2]
 PAGE = TOP / "docs/benchmarks.md"
 _QUICK_S = 150.0
+_GRACE_S = 25.0
 
 
 def main() -> int:
@@ -31,7 +32,8 @@ def main() -> int:
         stream=sys.stderr,
     )
     # A stopped run leaves no namespaces behind, and a report of what it saw.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(int(ExitCode.INTERRUPTED)))
+    for stop in (signal.SIGTERM, signal.SIGALRM):
+        signal.signal(stop, lambda *_: sys.exit(int(ExitCode.INTERRUPTED)))
     course = quick() if args.quick else full(args.runs, args.sizes, args.pairs)
     name = "quick" if args.quick else "report"
     began, clock, load = now(), time.monotonic(), os.getloadavg()[0]
@@ -45,8 +47,12 @@ def main() -> int:
         _replace(args.folder / f"{name}.html", page(report(record)))
 
     code = ExitCode.DONE
+    deadline_s = args.deadline or (_QUICK_S if args.quick else None)
+    if deadline_s:
+        # What is being made then is not waited for much longer.
+        signal.alarm(int(deadline_s + _GRACE_S))
     try:
-        bench = Bench(args.folder, args.only, args.deadline or (_QUICK_S if args.quick else None), save)
+        bench = Bench(args.folder, args.only, deadline_s, save)
     except UpdaterError as error:
         print(f"bench: {error}", file=sys.stderr)
         return int(error.exit_code)
@@ -57,8 +63,9 @@ def main() -> int:
         bench.record.notes["cut short"] = str(error)
         code = error.exit_code
     except (KeyboardInterrupt, SystemExit):
-        bench.record.notes["cut short"] = "the run was stopped from outside"
+        bench.record.notes.setdefault("cut short", "the run was stopped before its end")
         code = ExitCode.INTERRUPTED
+    signal.alarm(0)
     save(bench.record)
     found = report(bench.record)
     print(ratios(found) if args.quick else found.as_markdown(), end="")
@@ -84,7 +91,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--pairs", nargs="*", default=["S", "K"], metavar="PAIR", help="the pairs (default S K)")
     parser.add_argument("--sizes", nargs="*", type=int, default=[256, 1024, 2048, 5120], metavar="MIB")
-    parser.add_argument("--deadline", type=float, metavar="S", help="begin no update after so many seconds")
+    parser.add_argument("--deadline", type=float, metavar="S", help="begin nothing after so many seconds, end soon")
     parser.add_argument("--write-page", action="store_true", help="put the tables into docs/benchmarks.md")
     parser.add_argument("-v", "--verbose", action="store_true")
     return parser.parse_args()
