@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 
 from tests.releases import make_release
+from updater.format.compression import pack
+from updater.manifest import BLOCK_BYTES, parse_manifest
 from updater.release.cli import main
+from updater.release.frames import IMAGE
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -196,3 +199,20 @@ def test_serve_prints_its_url_and_serves(run: Run, quick_path: Path) -> None:
 
 def test_serving_what_is_no_repository_is_refused(run: Run) -> None:
     assert run("serve")[0] == 4
+
+
+def test_a_lower_level_makes_other_frames_and_a_wrong_one_is_refused(run: Run) -> None:
+    good(run("keys", "init"))
+    good(run("repo", "init"))
+    image = b"".join(b"%d and " % at for at in range(80_000))[: 120 * BLOCK_BYTES]
+    release = make_release("1.0.0", image=image)
+    release.write(Path("out/1.0.0"))
+    good(run("publish", "--level", "1", "--deltas", "0", "out/1.0.0"))
+    (path,) = Path().glob("*/targets/manifests/*1.0.0.json")
+    transport = parse_manifest(path.read_bytes(), "manifest").transport
+    assert transport is not None
+    assert transport.root.frames is not None
+    assert transport.root.frames.file.length_bytes > len(pack(image, 19, window_log=IMAGE.window_log))
+    for level in ("0", "23", "-1", "fast"):
+        with pytest.raises(SystemExit):
+            run("publish", "--level", level, "out/1.0.0")

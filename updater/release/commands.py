@@ -9,12 +9,14 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from updater.errors import ExitCode, InvalidDocument, Refused, UpdaterError
 from updater.release import channels, create, publish, renew, rotate, settings
+from updater.release.frames import IMAGE
 from updater.release.keys import PASSPHRASE_VARIABLE, KeyRing, new_names, passphrase_from_environment
 from updater.release.progress import Bars
 from updater.release.repository import Repository, opened, utc_now
@@ -71,7 +73,9 @@ def _repo_init(args: argparse.Namespace) -> int:
 
 
 def _publish(args: argparse.Namespace) -> int:
-    ways = None if args.plain else Ways(frames=not args.no_frames, reuse=not args.no_packs, deltas=args.deltas)
+    framing = replace(IMAGE, level=args.level)
+    made = Ways(frames=not args.no_frames, reuse=not args.no_packs, deltas=args.deltas, framing=framing)
+    ways = None if args.plain else made
     with _opened(args) as repository, Bars() as bars:
         done = publish.publish(repository, args.folders, ways, bars)
     lines = [

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -18,7 +18,7 @@ from updater.manifest import BLOCK_BYTES, Manifest
 from updater.release.blobs import BlobFolder
 from updater.release.delta import Content, OperationSizes, make_delta
 from updater.release.files import mapped
-from updater.release.frames import IMAGE, Framing, Progress, cut, make_framed
+from updater.release.frames import IMAGE, PACK, Framing, Progress, cut, make_framed
 from updater.release.packs import EarlierPacks, make_reuse
 from updater.release.uki_deltas import Ukis
 from updater.schema import encode_json
@@ -31,7 +31,10 @@ _EARLIER_RELEASES = 3
 
 @dataclass(frozen=True, slots=True)
 class Ways:
-    """What is made for a release; `deltas` counts the releases before it that get one."""
+    """What is made for a release; `deltas` counts the releases before it that get one.
+
+    `framing` is that of image and UKI; packs are compressed at its level.
+    """
 
     frames: bool = True
     reuse: bool = True
@@ -92,7 +95,8 @@ def make_transport(
                 for old, old_image in list(zip(earlier, olds, strict=True))[:_EARLIER_RELEASES]
                 if old.manifest.transport is not None and old.manifest.transport.root.reuse is not None
             ]
-            reuse = make_reuse(image.raw, image.digests, packed, blobs, progress)
+            framing = replace(PACK, level=ways.framing.level)
+            reuse = make_reuse(image.raw, image.digests, packed, blobs, progress, framing=framing)
         ukis = Ukis(release.uki, blobs, ways.sizes, progress)
         image_deltas: list[Delta] = []
         uki_deltas: list[Delta] = []
