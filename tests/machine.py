@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -110,6 +111,9 @@ class SimulatedMachine:
         self.partitions[Slot.A, "hash"].content[: len(image)] = image
         self.booted = Booted(Slot.A, "the factory's", factory.version, root.root_hash)
         self.reboots: list[str] = []
+        # Nothing warns of a folder that goes with its machine.
+        self._host_folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        weakref.finalize(self, self._host_folder.cleanup)
 
     # What the steps ask for.
 
@@ -163,6 +167,10 @@ class SimulatedMachine:
 
     def bootstrap_roots(self) -> Sequence[Path]:
         return self._roots
+
+    @property
+    def partial(self) -> Path:
+        return Path(self._host_folder.name) / "partial"
 
     @contextlib.contextmanager
     def scratch_folder(self) -> Iterator[Path]:

@@ -8,7 +8,7 @@ from updater.boot.protocol import BootFile
 from updater.errors import EnvironmentFailure
 from updater.manifest import Manifest
 from updater.policy import Target
-from updater.records import UKI_NAME, ReleaseRecord
+from updater.records import UKI_NAME, Brought, ReleaseRecord
 from updater.slots import Slot
 from updater.ways import Choice, Cost
 
@@ -65,6 +65,7 @@ class Plan:
     image_choice: Choice | None = None
     uki_ways: tuple[Cost, ...] = ()
     uki_choice: Choice | None = None
+    brought: Brought | None = None
 
     def with_ways(
         self, image: tuple[Cost, ...], image_choice: Choice, uki: tuple[Cost, ...], uki_choice: Choice

@@ -203,6 +203,24 @@ class BarredWay(msgspec.Struct, frozen=True):
     at: UtcText
 
 
+class Brought(msgspec.Struct, frozen=True):
+    """What the run that staged a release took to do so.
+
+    `image` are the ways that were tried, the last of which did it, and `files` the way of each boot file. What was
+    fetched counts all of that run, metadata included; what was written and kept are the slot's bytes. `read_back` says
+    how the slot was read from the medium.
+    """
+
+    image: list[str]
+    files: dict[str, str]
+    fetched_bytes: int
+    requests: int
+    retries: int
+    written_bytes: int
+    kept_bytes: int
+    read_back: str
+
+
 class Update(msgspec.Struct, frozen=True):
     """One update from its first byte to its verdict; `barred` are ways of fetching that need not be tried again."""
 
@@ -221,6 +239,7 @@ class Update(msgspec.Struct, frozen=True):
     baseline: dict[str, Any] | None = None
     verdict: VerdictRecord | None = None
     barred: list[BarredWay] = []
+    brought: Brought | None = None
 
 
 class Aftermath(msgspec.Struct, frozen=True):

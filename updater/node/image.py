@@ -132,6 +132,11 @@ class ImageNode:
         folder = self.config.trusted_roots
         return sorted(Path(folder).glob("*.root.json")) if folder else []
 
+    @property
+    def partial(self) -> Path:
+        """Return a folder beside the image."""
+        return self._image.with_name(self._image.name + ".partial")
+
     @contextlib.contextmanager
     def scratch_folder(self) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="acl-updater-") as folder:

@@ -145,6 +145,11 @@ class LiveNode:
         folder = Path(self.config.trusted_roots)
         return sorted(folder.glob("*.root.json"), key=lambda path: (len(path.name), path.name))
 
+    @property
+    def partial(self) -> Path | None:
+        """Return a folder on the state partition; its stand-in in memory outlives no kill of the machine."""
+        return None if DEGRADED.exists() else STATE / "partial"
+
     @contextlib.contextmanager
     def scratch_folder(self) -> Iterator[Path]:
         base = STATE / "scratch"

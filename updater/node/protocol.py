@@ -98,6 +98,10 @@ class Node(Protocol):
     def bootstrap_roots(self) -> Sequence[Path]:
         """Return the trusted roots that came with the running image, oldest first."""
 
+    @property
+    def partial(self) -> Path | None:
+        """Return the folder for what was fetched and must outlive a kill, None where there is no disk for it."""
+
     def scratch_folder(self) -> AbstractContextManager[Path]:
         """Lend an empty folder for one download."""
 
