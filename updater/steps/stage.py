@@ -262,4 +262,5 @@ def _planned(session: Session, facts: Facts, target: Target, manifest: Manifest,
         esp_needed=needed,
         esp_free=free,
         scratch_free=node.state.free_bytes(),
+        boot_partition="the ESP" if node.layout.is_uefi else "the boot partition",
     )
