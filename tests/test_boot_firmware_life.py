@@ -264,6 +264,13 @@ def test_a_store_that_takes_no_change_does_not_save_a_bad_release() -> None:
     assert world.boots() is A
 
 
+def test_a_trial_that_is_condemned_before_it_booted_is_not_started() -> None:
+    world = armed(FirmwareWorld.factory())
+    assert world.boots() is B
+    world.backend().condemn(B)
+    assert world.boots() is A
+
+
 def test_a_firmware_that_puts_first_what_it_started_is_put_right_by_the_verdict() -> None:
     world = FirmwareWorld.factory(manner=Manner.BOOTED_FIRST)
     armed(world)
