@@ -254,6 +254,15 @@ def test_a_write_that_fails_while_arming_leaves_the_old_state(fails: int) -> Non
     assert world.efi.read("BootNext", GLOBAL_GUID) is None
 
 
+def test_a_store_that_only_says_it_took_a_change_arms_nothing() -> None:
+    world = FirmwareWorld.factory()
+    stage(world, B)
+    world.efi.lies = True
+    with pytest.raises(EnvironmentFailure, match="BootNext does not read back"):
+        world.backend().arm(B, "2", tries=1)
+    assert world.boots() is A
+
+
 def test_a_store_that_takes_no_change_does_not_save_a_bad_release() -> None:
     world = armed(FirmwareWorld.factory())
     world.power_on()
