@@ -110,7 +110,7 @@ def test_a_machine_without_our_options_gets_them_by_settling() -> None:
     world.backend().settle(A)
     assert descriptions(world) == {
         "Boot0000": "*UEFI PXEv4",
-        "Boot0001": "*ACL 1.0.0, slot a, release 0",
+        "Boot0001": "*ACL 1.0.0, slot a, release 1",
         "Boot0002": " ACL slot b, empty",
     }
     assert order(world) == [1, 2, 0]
@@ -198,7 +198,7 @@ def test_an_option_without_our_mark_counts_as_proven_and_gets_one() -> None:
     assert [(entry.slot, entry.version, entry.tries_left) for entry in state.order] == [(A, "1.0.0", None)]
     assert any("no mark of ours" in note for note in state.notes)
     world.backend().settle(A)
-    assert descriptions(world)["Boot0000"] == "*ACL 1.0.0, slot a, release 0"
+    assert descriptions(world)["Boot0000"] == "*ACL 1.0.0, slot a, release 1"
 
 
 def test_an_operators_one_shot_is_not_overwritten() -> None:
