@@ -9,7 +9,7 @@ import os
 import stat
 import struct
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from updater.errors import EnvironmentFailure, Refused
 from updater.gpt import Gpt, parse
@@ -25,8 +25,11 @@ class _Range:
     Block devices are read and written past the page cache (O_DIRECT), so that what is read back is what the medium
     holds. Files are written through the cache, which `flush` then drops. A block device is opened for writing with
     O_EXCL: the kernel refuses that while it is mounted or held by the device mapper, so that nothing which backs the
-    running system can ever be written here, whatever the caller believes.
+    running system can ever be written here, whatever the caller believes. It refuses a second claim as well, even by
+    the same process: two ranges of one device, an image and the tree behind it, share the first one's descriptor.
     """
+
+    _claimed: ClassVar[dict[int, list[int]]] = {}
 
     def __init__(
         self, path: Path, offset: int, length: int | None, name: str, *, writable: bool, direct: bool | None, hold: bool
@@ -36,14 +39,19 @@ class _Range:
         self._base = offset
         self._writable = writable
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
+        self._claim: list[int] | None = None
         try:
-            is_device = stat.S_ISBLK(path.stat().st_mode)
+            status = path.stat()
+            is_device = stat.S_ISBLK(status.st_mode)
             self._direct = is_device if direct is None else direct
             if is_device and writable and hold:
                 flags |= os.O_EXCL
+                self._claim = self._claimed.setdefault(status.st_rdev, [])
             if self._direct:
                 flags |= os.O_DIRECT
-            self._file = os.open(path, flags)
+            self._file = os.dup(self._claim[0]) if self._claim else os.open(path, flags)
+            if self._claim is not None:
+                self._claim.append(self._file)
         except OSError as error:
             if error.errno == errno.EBUSY:
                 raise Refused(
@@ -67,7 +75,7 @@ class _Range:
                     reason="beyond-disk",
                 )
         except BaseException:
-            os.close(self._file)
+            self.close()
             raise
 
     @property
@@ -140,6 +148,8 @@ class _Range:
 
     def close(self) -> None:
         if self._file >= 0:
+            if self._claim is not None:
+                self._claim.remove(self._file)
             os.close(self._file)
             self._file = -1
 
