@@ -1,4 +1,4 @@
-"""A tiny disk image with the dps-root layout, or one of its partitions, made in a second by the tools that real ones are made with."""
+"""A tiny disk image with partitions labelled like dps-root's, made in a second by the tools of real ones."""
 
 from __future__ import annotations
 
