@@ -120,6 +120,7 @@ def make_plan(
     esp_needed: int,
     esp_free: int,
     scratch_free: int,
+    boot_partition: str = "the ESP",
 ) -> Plan:
     """Return the plan to stage a release into the slot that is not running, with the preflight's sums."""
     slot = from_slot.other
@@ -130,7 +131,13 @@ def make_plan(
         Check(f"slot {slot}'s image", root.length_bytes, data_bytes, "choose a smaller image or larger slots"),
         # One block more than the tree: the superblock stands before it.
         Check(f"slot {slot}'s hash tree", root.tree_length_bytes + 4096, hash_bytes, "choose larger hash partitions"),
-        Check("the ESP", esp_needed, esp_free, "remove files from the ESP that neither slot needs: see `ls /EFI`"),
+        Check(
+            boot_partition,
+            esp_needed,
+            esp_free,
+            f"remove files from {boot_partition} that neither slot needs, or reimage the node with a layout whose boot "
+            "files have more room",
+        ),
         Check("the state partition", largest, scratch_free, "free space on the state partition, mounted at /var"),
     )
     return Plan(

@@ -33,6 +33,7 @@ class Hardware:
     watchdog: bool = True
     network: bool = True
     uefi: bool = True
+    sector_bytes: int = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def command(
         # Killing QEMU loses nothing that the guest's disk had acknowledged, whether the host flushed it or not.
         *("-blockdev", f"driver=file,node-name=file,filename={escaped(str(disk))},cache.no-flush=on,discard=unmap"),
         *("-blockdev", "driver=raw,node-name=disk,file=file,cache.no-flush=on,discard=unmap,detect-zeroes=unmap"),
-        *("-device", "virtio-blk-pci,drive=disk,bootindex=1"),
+        *("-device", f"virtio-blk-pci,drive=disk,bootindex=1{_sectors(hardware.sector_bytes)}"),
         *("-device", "virtio-rng-pci"),
         # A pipe, not a socket: QEMU sends byte by byte, a socket's buffer holds some 270 such messages, and what a
         # full one does not take in time is lost.
@@ -105,6 +106,10 @@ def command(
     for text in smbios_strings(replace(given, kernel_parameters=(*forced, *given.kernel_parameters))):
         argv += ["-smbios", f"type=11,value={escaped(text)}"]
     return argv
+
+
+def _sectors(size: int) -> str:
+    return "" if size == 512 else f",logical_block_size={size},physical_block_size={size}"
 
 
 def _uefi(emulator: Emulator, variables: Path) -> tuple[str, ...]:

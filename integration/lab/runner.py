@@ -15,6 +15,7 @@ from integration.lab.emulator import Hardware
 from integration.lab.machine import Machine
 from integration.lab.publisher import link
 from integration.lab.report import Held, Report, write_reports
+from integration.lab.resector import SECTOR_BYTES, copy_with_sectors
 from integration.lab.run import Failed, Run
 from integration.lab.scenario import Scenario, Step
 from integration.lab.server import LabServer
@@ -45,9 +46,14 @@ def execute(
     try:
         for number in scenario.releases:
             stock.release(number)
-        copy_disk(stock.disk, disk.path)
+        if scenario.sector == SECTOR_BYTES:
+            copy_disk(stock.disk, disk.path)
+        else:
+            copy_with_sectors(stock.disk, disk.path, disk.layout, scenario.sector)
         repository = own_repository(stock, scenario, folder)
-        hardware = Hardware(memory_mib=scenario.memory_mib, watchdog=scenario.watchdog, uefi=disk.layout.is_uefi)
+        hardware = Hardware(
+            scenario.memory_mib, scenario.watchdog, uefi=disk.layout.is_uefi, sector_bytes=scenario.sector
+        )
         with (
             LabServer(repository) as server,
             Machine(stock.emulator, disk=disk.path, folder=folder, observer=observer, hardware=hardware) as machine,
