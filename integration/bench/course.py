@@ -79,7 +79,7 @@ _REUSING = ("casync", "desync", "rauc-adaptive", *OURS)
 _OVER_THE_WIRE = ("zstd", "get", "zstd-patch", "casync", "desync", "zchunk", "swupdate", "ours-delta", "ours-full")
 _RESUMED = ("zstd", "casync", "desync", "zchunk", *OURS)
 _SIZED = ("dd", "ours-reuse", "ours-full")
-# Compressing more than this for `ours-full` takes most of an hour's quarter, so it comes last.
+# Larger ones take minutes each, and come last.
 _SMALL_MIB = 1024
 
 

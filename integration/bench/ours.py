@@ -83,11 +83,11 @@ class Ours:
         self._expected = ""
 
     def make(self) -> Making:
-        match, variant = self._match, self._variant
+        match = self._match
         releases = [match.old, match.new]
         self._folder.mkdir(parents=True, exist_ok=True)
         # A repository's newest signature is good for some days only.
-        key = [variant.older, variant.newer, publishing_digest(), f"{datetime.now(UTC):%Y-%m-%d}"]
+        key = [*self._publishing(), publishing_digest(), f"{datetime.now(UTC):%Y-%m-%d}"]
         key += [hashlib.sha256((release.folder / "manifest.json").read_bytes()).hexdigest() for release in releases]
         making = made_once(match.served / f"{self.name}.json", key, self._made)
         self._disk = make_disk(self._folder, match.old, roomy_layout(self._folder, releases), self._tools)
@@ -95,9 +95,12 @@ class Ours:
 
     def _made(self) -> Making:
         match = self._match
-        usage = make_site(self._site, match.old, match.new, self._variant.older, self._variant.newer)
+        usage = make_site(self._site, match.old, match.new, *self._publishing())
         served = sum(path.stat().st_size for path in self._site.repository.rglob("*") if path.is_file())
         return Making(self.name, match.name, usage.wall_s, usage.cpu_s, usage.rss_bytes, served, False)
+
+    def _publishing(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return self._variant.older, (*self._variant.newer, *self._match.publishing)
 
     @property
     def disk(self) -> Disk:
