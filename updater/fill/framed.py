@@ -24,7 +24,7 @@ def frame_spans(frames: Iterable[Located]) -> Iterator[Span]:
     """Return the requests for frames."""
     return spans(
         (
-            Part(path, chunk.offset, chunk.length_bytes, chunk.sha256)
+            Part(path, *chunk, unit_bytes=frame.length_bytes, ends_unit=chunk is frame.chunks[-1])
             for path, frame in frames
             for chunk in frame.chunks
         ),
