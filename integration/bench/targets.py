@@ -78,4 +78,7 @@ def targets(samples: Iterable[Sample], makings: Iterable[Making], pair_s: str, p
             )
     delta = next((m for m in makings if (m.contender, m.pair) == ("ours-delta", pair_k)), None)
     result.append(Target(f"{pair_k}, publishing with a delta", "60 s", 1.0, delta.wall_s if delta else None, 60.0))
+    result.append(
+        Target(f"{pair_k}, publishing with a delta, peak RSS", "2 GB", 1.0, delta.rss_bytes if delta else None, 2e9)
+    )
     return result
