@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 # So much new content proves that a mirror works, and its earlier failures are forgiven.
 _PROGRESS_BYTES = 1 << 20
 
+# How soon a pause notices that nobody waits for its end any more.
+_LOOK_UP_S = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class Retries:
@@ -187,11 +190,13 @@ class Fetcher:
             except MirrorFailure as failure:
                 self._pause(turns.failed(failure, progressed=False), turns)
 
-    def stream(self, path: str, offset: int, length: int) -> Generator[bytes, None, None]:
+    def stream(
+        self, path: str, offset: int, length: int, over: threading.Event | None = None
+    ) -> Generator[bytes, None, None]:
         """Yield exactly `length` bytes of a file from byte `offset` on, in pieces of at most 256 KiB.
 
         One Range request, where nothing fails. A broken transfer goes on from where it stopped, at the next mirror or
-        at the same one after a pause. Raises NetworkFailure; nothing is yielded twice.
+        at the same one after a pause. Raises NetworkFailure, at once when `over` is set; nothing is yielded twice.
         """
         position, end = offset, offset + length
         turns = _Turns(self._mirrors, self._retries, path, self._budget(length))
@@ -208,15 +213,20 @@ class Fetcher:
                 if position < end and position - began_at < _PROGRESS_BYTES:
                     raise _too_short(mirror.name, path, position, end, again=position > began_at)
             except MirrorFailure as failure:
+                if over is not None and over.is_set():
+                    raise _given_up() from failure
                 progressed = position - began_at >= _PROGRESS_BYTES
-                self._pause(turns.failed(failure, progressed=progressed), turns)
+                self._pause(turns.failed(failure, progressed=progressed), turns, over)
 
     def close(self) -> None:
         """Close the kept connections."""
         for mirror in self._mirrors:
-            close = getattr(mirror, "close", None)
-            if close is not None:
-                close()
+            mirror.close()
+
+    def cut(self) -> None:
+        """End the transfers of all threads: those whose `over` is set end at once, others are tried again."""
+        for mirror in self._mirrors:
+            mirror.cut()
 
     def _budget(self, length: int) -> float:
         return self._timeouts.grace_s + length / self._timeouts.slowest_bytes_per_s
@@ -226,11 +236,19 @@ class Fetcher:
         if self._rate is not None:
             self._rate.spend(len(piece))
 
-    def _pause(self, seconds: float, turns: _Turns) -> None:
+    def _pause(self, seconds: float, turns: _Turns, over: threading.Event | None = None) -> None:
         self.counters.add(retries=1)
-        if seconds > 0:
-            turns.paused(seconds)
+        if seconds <= 0:
+            return
+        turns.paused(seconds)
+        if over is None:
             self._sleep(seconds)
+            return
+        while seconds > 0:
+            if over.is_set():
+                raise _given_up()
+            self._sleep(min(seconds, _LOOK_UP_S))
+            seconds -= _LOOK_UP_S
 
 
 class _Turns:
@@ -308,6 +326,10 @@ class _Turns:
             mend="see the network and the servers",
             reason=every_reason.pop() if len(every_reason) == 1 else (telling or next(reversed(last.values()))).reason,
         )
+
+
+def _given_up() -> NetworkFailure:
+    return NetworkFailure("the transfer was given up", reason="given-up")
 
 
 def _too_short(mirror: str, path: str, position: int, end: int, *, again: bool) -> MirrorFailure:

@@ -59,6 +59,13 @@ class _Watch:
         if self._cut:
             raise TimeoutError(f"nothing whole arrived within {seconds:g} s")
 
+    def cut(self) -> None:
+        """End the call that is under way, if any, as if its time were up."""
+        with self._changed:
+            if self._deadline is not None:
+                self._deadline = None
+                self._shut()
+
     def close(self) -> None:
         """End the thread."""
         with self._changed:
@@ -103,6 +110,13 @@ class Guard:
     def limit(self, seconds: float) -> contextlib.AbstractContextManager[None]:
         """Shut this thread's socket when the block is not left within `seconds`; raise TimeoutError then."""
         return self._mine().limit(seconds)
+
+    def cut(self) -> None:
+        """End what every thread waits for."""
+        with self._adding:
+            watches = list(self._watches)
+        for watch in watches:
+            watch.cut()
 
     def close(self) -> None:
         """End the helper threads."""

@@ -271,6 +271,10 @@ class HttpMirror:
                 self._session = session
             return self._session
 
+    def cut(self) -> None:
+        """End the calls that are under way."""
+        self._guard.cut()
+
     def close(self) -> None:
         """Close the kept connections."""
         if self._session is not None:

@@ -135,9 +135,12 @@ def fetch_spans(
                 content.release()
         finally:
             over.set()
-            for _, future in flight:
-                future.cancel()
-            wait([future for _, future in flight])
+            left_over = [future for _, future in flight if not future.cancel()]
+            while wait(left_over, timeout=0).not_done:
+                # Whoever leaves, by an error or Ctrl-C, does not wait for a server that says nothing. A thread that is
+                # just about to ask is met the next time.
+                fetcher.cut()
+                wait(left_over, timeout=0.1)
 
 
 def stream_whole(fetcher: Fetcher, path: str, length: int) -> Generator[bytes, None, None]:
@@ -193,7 +196,7 @@ class _Arriving:
         span = self._span
         longest = max(max(part.length, part.unit_bytes) for part in span.parts)
         at = span.offset + low
-        with closing(alone.stream(span.path, at, high - low)) as pieces:
+        with closing(alone.stream(span.path, at, high - low, self._over)) as pieces:
             for piece in pieces:
                 if self._over.is_set():
                     raise NetworkFailure("the transfer was given up", reason="given-up")
