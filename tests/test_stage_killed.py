@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.disk_image import make_disk
+from tests.hostile_server import Handler, hostile
 from tests.metered_server import metered
 from tests.releases import Publisher, Release, make_release
 from updater import verity
@@ -85,3 +88,38 @@ def test_a_stage_that_is_killed_again_and_again_goes_on(
     assert not disk.with_name("disk.raw.partial").exists()
     print(f"{clean} bytes, {meter.served - clean} of them again after {kills} kills, metadata {metadata} each time")
     assert meter.served - clean <= kills * (metadata + 64 * 1024)
+
+
+def test_ctrl_c_ends_a_stalled_stage_at_once_and_the_next_one_goes_on(
+    publisher: Publisher, factory_disk: Path, tmp_path: Path
+) -> None:
+    disk = shutil.copyfile(factory_disk, tmp_path / "disk.raw")
+    config = tmp_path / "config.yaml"
+    victims: list[int] = []
+
+    def stalls(handler: Handler) -> None:
+        path = publisher.mirror / handler.path.removeprefix("/repo/")
+        if not path.is_file():
+            handler.answer(404)
+            return
+        content = path.read_bytes()
+        first, last = handler.span or (0, len(content) - 1)
+        if last - first < 100_000:
+            handler.serve(content)
+            return
+        spoken = f"bytes {first}-{last}/{len(content)}"
+        handler.answer(206, content[first : first + 50_000], length=last + 1 - first, Content_Range=spoken)
+        os.kill(victims[0], signal.SIGINT)
+        handler.server.over.wait(100)
+
+    settings: dict[str, object] = {"trusted_roots": str(publisher.mirror / "metadata")}
+    with hostile(stalls) as server:
+        patient = {"connect_s": 600, "stall_s": 600, "grace_s": 600}
+        config.write_text(json.dumps({**settings, "mirrors": [server.url], "network": patient}))
+        process = begin(disk, config)
+        victims.append(process.pid)
+        assert process.wait(60) == 130
+    with metered(publisher.mirror) as (address, _):
+        config.write_text(json.dumps({**settings, "mirrors": [address]}))
+        assert begin(disk, config).wait(120) == 0
+    assert holds(disk, TWO)
