@@ -470,6 +470,48 @@ def test_proxies_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
         assert proxy.seen[0].path == "http://repository.invalid/acl/x"
 
 
+def test_https_goes_through_the_proxy_and_is_proven_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pem = certificate(tmp_path, "mirror", server=True)
+    with hostile(good, certificate=pem) as server, hostile(good) as proxy:
+        proxy.instead_of["localhost"] = "127.0.0.1"
+        monkeypatch.setenv("https_proxy", proxy.url.removesuffix("/repo"))
+        monkeypatch.setenv("no_proxy", "")
+        source = Fetcher([server.url], ca_file=pem, headers={"X-Token": "secret"})
+        assert source.read("x", 300_000) == CONTENT
+        assert b"".join(source.stream("x", 5, 1000)) == CONTENT[5:1005]
+        source.close()
+        assert [seen.path for seen in proxy.seen] == [server.url.removeprefix("https://").removesuffix("/repo")]
+        # What is meant for the mirror is not for the proxy to read.
+        assert "X-Token" not in proxy.seen[0].headers
+        # The certificate is for 127.0.0.1, wherever the proxy leads to.
+        with pytest.raises(NetworkFailure) as caught:
+            Fetcher([server.url.replace("127.0.0.1", "localhost")], ca_file=pem, retries=ONCE).read("x", 300_000)
+        assert caught.value.reason == "tls-refused"
+
+
+def test_what_no_proxy_names_is_asked_directly(monkeypatch: pytest.MonkeyPatch) -> None:
+    with hostile(good) as server, hostile(good) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/repo"))
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        assert fetcher(server.url).read("x", 300_000) == CONTENT
+        assert not proxy.seen
+
+
+def test_a_proxy_that_is_down_is_a_network_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "")
+    with pytest.raises(NetworkFailure) as caught:
+        fetcher("http://repository.invalid/acl").read("x", 300_000)
+    assert caught.value.reason == "unreachable"
+
+
+def test_the_environments_ca_bundle_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pem = certificate(tmp_path, "mirror", server=True)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(pem))
+    with hostile(good, certificate=pem) as server:
+        assert fetcher(server.url).read("x", 300_000) == CONTENT
+
+
 def test_memory_stays_bounded_over_a_large_file() -> None:
     block = bytes(1 << 20)
 
