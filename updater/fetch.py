@@ -63,23 +63,19 @@ class Rate:
         bytes_per_s: int,
         *,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """Allow `bytes_per_s`, and a burst of what one second may bring."""
         self._bytes_per_s = bytes_per_s
         self._clock = clock
-        self._sleep = sleep
         self._lock = threading.Lock()
         self._free_at = clock() - 1.0
 
-    def spend(self, count: int) -> None:
-        """Wait until `count` bytes that have come are paid for."""
+    def spend(self, count: int) -> float:
+        """Return the seconds to wait until `count` bytes that have come are paid for."""
         with self._lock:
             now = self._clock()
             self._free_at = max(self._free_at, now - 1.0) + count / self._bytes_per_s
-            pause = self._free_at - now
-        if pause > 0:
-            self._sleep(pause)
+            return max(0.0, self._free_at - now)
 
 
 class Fetcher:
@@ -117,7 +113,7 @@ class Fetcher:
         self._timeouts = timeouts or Timeouts()
         self._retries = retries or Retries()
         self._sleep = sleep
-        self._rate = Rate(rate_limit, sleep=sleep) if rate_limit else None
+        self._rate = Rate(rate_limit) if rate_limit else None
         self._mirrors: list[Mirror] = [
             _open(
                 address,
@@ -207,7 +203,7 @@ class Fetcher:
                 left = end - position
                 with contextlib.closing(mirror.pieces(path, position, left, turns.budget, ranged=True)) as pieces:
                     for piece in pieces:
-                        self._arrived(piece)
+                        self._arrived(piece, over)
                         position += len(piece)
                         yield piece
                 if position < end and position - began_at < _PROGRESS_BYTES:
@@ -231,20 +227,21 @@ class Fetcher:
     def _budget(self, length: int) -> float:
         return self._timeouts.grace_s + length / self._timeouts.slowest_bytes_per_s
 
-    def _arrived(self, piece: bytes) -> None:
+    def _arrived(self, piece: bytes, over: threading.Event | None = None) -> None:
         self.counters.add(bytes_fetched=len(piece))
         if self._rate is not None:
-            self._rate.spend(len(piece))
+            self._rest(self._rate.spend(len(piece)), over)
 
     def _pause(self, seconds: float, turns: _Turns, over: threading.Event | None = None) -> None:
         self.counters.add(retries=1)
-        if seconds <= 0:
-            return
-        turns.paused(seconds)
-        if over is None:
+        if seconds > 0:
+            turns.paused(seconds)
+            self._rest(seconds, over)
+
+    def _rest(self, seconds: float, over: threading.Event | None) -> None:
+        if over is None and seconds > 0:
             self._sleep(seconds)
-            return
-        while seconds > 0:
+        while over is not None and seconds > 0:
             if over.is_set():
                 raise _given_up()
             self._sleep(min(seconds, _LOOK_UP_S))
