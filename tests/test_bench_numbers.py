@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from integration.bench.contenders import CONTENDERS
-from integration.bench.course import EVERY, FAR, NEAR, OURS, QUICK, ZEROS, Growth, Turn, full, quick
+from integration.bench.course import EVERY, FAR, LAVISH, NEAR, OURS, QUICK, ZEROS, Growth, Turn, full, quick
 from integration.bench.link import LOCAL, Line
 from integration.bench.making import made_once
 from integration.bench.ours import VARIANTS, by_role, roles
@@ -189,7 +189,8 @@ def test_every_contender_of_a_course_can_be_had() -> None:
     known = {contender.name for contender in CONTENDERS} | set(VARIANTS)
     assert set(EVERY) == known
     assert set(QUICK) <= known
-    assert set(OURS) == set(VARIANTS)
+    assert {*OURS, LAVISH} == set(VARIANTS)
+    assert {variant.shared for variant in VARIANTS.values()} <= {"", *VARIANTS}
     for course in (quick(), full(3, [256])):
         for step in course.steps:
             assert set(step.contenders) <= known

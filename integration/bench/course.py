@@ -69,9 +69,11 @@ class Course:
 
 
 OURS = ("ours-delta", "ours-reuse", "ours-full")
+LAVISH = "ours-delta-1g"
 # `get` and `swupdate` serve what `zstd` made, so that it comes first.
 EVERY = ("dd", "zstd", "get", "zstd-patch", "xdelta3", "hdiffpatch", "bsdiff", "casync", "casync-16k", "desync",
-         "desync-16k", "zchunk", "swupdate", "rauc", "rauc-lz4", "rauc-zstd", "rauc-adaptive", *OURS)  # fmt: skip
+         "desync-16k", "zchunk", "swupdate", "rauc", "rauc-lz4", "rauc-zstd", "rauc-adaptive", *OURS,
+         LAVISH)  # fmt: skip
 QUICK = ("dd", "zstd", "get", "zstd-patch", "casync", *OURS, "hdiffpatch", "rauc-lz4", "rauc-adaptive", "swupdate",
          "desync", "zchunk")  # fmt: skip
 # casync asks for one chunk after the other, a minute each time; desync does the same work in seconds.
