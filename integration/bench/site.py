@@ -47,7 +47,7 @@ def build_side(side: Side, out: Path, tools: ToolTree) -> BuiltRelease:
             initrds=[side.initrd],
             out=out,
             stub=tools.stub,
-            plain_initrd=True,
+            repack_initrd=True,
             checked=False,
         )
     )
