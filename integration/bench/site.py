@@ -47,7 +47,7 @@ def build_side(side: Side, out: Path, tools: ToolTree) -> BuiltRelease:
             initrds=[side.initrd],
             out=out,
             stub=tools.stub,
-            repack_initrd=True,
+            repacked_initrd=True,
             checked=False,
         )
     )
