@@ -30,7 +30,7 @@ class OperationSizes:
     """How large an operation may be, in blocks: together they set a node's memory."""
 
     output_blocks: int = 1024
-    source_blocks: int = 4096
+    source_blocks: int = 2048
 
 
 @dataclass(frozen=True, slots=True)
