@@ -9,12 +9,11 @@ from updater.fetch import Fetcher
 from updater.format.frames import Frame
 from updater.prefetch import Part, Span, fetch_spans, spans
 
-FRAME_SPAN_BYTES = 2 << 20
+FRAME_SPAN_BYTES = 1 << 20
 """Neighbouring chunks share a request up to this length."""
 
-FRAME_BYTES_AHEAD = 4 << 20
-"""Compressed bytes that are under way or wait for their turn: two requests beside the one that is used."""
-
+FRAME_BYTES_AHEAD = 3 << 20
+"""Compressed bytes that are under way or wait for their turn: three requests, which fill a fast line at 20 ms."""
 
 Located = tuple[str, Frame]
 """The path of a framed file, and one of its frames."""
