@@ -47,6 +47,10 @@ class Counters:
         self.retries = 0
         self._lock = threading.Lock()
 
+    def asked(self) -> None:
+        """Count a request."""
+        self.add(requests=1)
+
     def add(self, *, bytes_fetched: int = 0, requests: int = 0, retries: int = 0) -> None:
         """Count."""
         with self._lock:
@@ -121,13 +125,10 @@ class Fetcher:
                 ca_file=ca_file,
                 client_cert=client_cert,
                 headers=headers,
-                on_request=self._count_request,
+                on_request=self.counters.asked,
             )
             for address in mirrors
         ]
-
-    def _count_request(self) -> None:
-        self.counters.add(requests=1)
 
     @property
     def mirrors(self) -> list[str]:

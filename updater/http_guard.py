@@ -35,6 +35,10 @@ class _Watch:
         """Name the socket that the current call blocks on."""
         self._socket = None if connection is None else weakref.ref(connection)
 
+    def watched(self) -> socket.socket | None:
+        """Return the socket that was named last, if it still exists."""
+        return self._socket() if self._socket is not None else None
+
     @contextlib.contextmanager
     def limit(self, seconds: float) -> Iterator[None]:
         """Shut the socket when the block is not left within `seconds`; raise TimeoutError then."""
@@ -106,6 +110,10 @@ class Guard:
     def watch(self, connection: socket.socket | None) -> None:
         """Name the socket that this thread's current call blocks on."""
         self._mine().watch(connection)
+
+    def watched(self) -> socket.socket | None:
+        """Return the socket that this thread named last."""
+        return self._mine().watched()
 
     def limit(self, seconds: float) -> contextlib.AbstractContextManager[None]:
         """Shut this thread's socket when the block is not left within `seconds`; raise TimeoutError then."""
