@@ -68,9 +68,18 @@ class Plan:
     brought: Brought | None = None
 
     def with_ways(
-        self, image: tuple[Cost, ...], image_choice: Choice, uki: tuple[Cost, ...], uki_choice: Choice
+        self,
+        image: tuple[Cost, ...],
+        image_choice: Choice,
+        uki: tuple[Cost, ...],
+        uki_choice: Choice,
+        *,
+        beside_bytes: int,
     ) -> Plan:
-        """Return the plan with the ways in which image and UKI can come, and the download that the chosen ones take."""
+        """Return the plan with the ways in which image and UKI can come, and the download that the chosen ones take.
+
+        `beside_bytes` is what every way of the image needs besides.
+        """
         addons = sum(file.length_bytes for file in self.release.files_of(self.slot) if file.name != UKI_NAME)
         taken = [cost for cost in image if cost.way is image_choice.taken]
         taken += [cost for cost in uki if cost.way is uki_choice.taken]
@@ -80,7 +89,7 @@ class Plan:
             image_choice=image_choice,
             uki_ways=uki,
             uki_choice=uki_choice,
-            download_bytes_at_most=addons + sum(cost.fetch_bytes for cost in taken),
+            download_bytes_at_most=beside_bytes + addons + sum(cost.fetch_bytes for cost in taken),
         )
 
     def refuse_unless_possible(self) -> None:

@@ -30,12 +30,17 @@ _WHOLE_SYNC_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A range of a file and the SHA-256 (raw) that its bytes must have."""
+    """A range of a file and the SHA-256 (raw) that its bytes must have.
+
+    It may be a piece of something that is of use only whole, `unit_bytes` long; only the last one then `ends_unit`.
+    """
 
     path: str
     offset: int
     length: int
     sha256: bytes
+    unit_bytes: int = 0
+    ends_unit: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,7 @@ def fetch_spans(
     over = threading.Event()
     flight: deque[tuple[Span, Future[bytearray]]] = deque()
     following = next(left, None)
+    using: list[Part] = []
     with ThreadPoolExecutor(max_workers=requests_ahead, thread_name_prefix="fetch") as pool:
 
         def refill() -> None:
@@ -120,15 +126,21 @@ def fetch_spans(
                 for part in span.parts:
                     at = part.offset - span.offset
                     yield part, content[at : at + part.length]
-                    if fetcher.kept:
-                        fetcher.kept.used(part.path, part.offset, part.length)
+                    using.append(part)
+                    while using and part.ends_unit:
+                        done = using.pop(0)
+                        if fetcher.kept:
+                            fetcher.kept.used(done.path, done.offset, done.length)
                 # Gone before the next one is waited for: one span is used, the others are ahead.
                 content.release()
         finally:
             over.set()
-            for _, future in flight:
-                future.cancel()
-            wait([future for _, future in flight])
+            left_over = [future for _, future in flight if not future.cancel()]
+            while wait(left_over, timeout=0).not_done:
+                # Whoever leaves, by an error or Ctrl-C, does not wait for a server that says nothing. A thread that is
+                # just about to ask is met the next time.
+                fetcher.cut()
+                wait(left_over, timeout=0.1)
 
 
 def stream_whole(fetcher: Fetcher, path: str, length: int) -> Generator[bytes, None, None]:
@@ -182,9 +194,9 @@ class _Arriving:
 
     def _pieces(self, alone: Fetcher, low: int, high: int) -> Generator[bytes, None, None]:
         span = self._span
-        longest = max(part.length for part in span.parts)
+        longest = max(max(part.length, part.unit_bytes) for part in span.parts)
         at = span.offset + low
-        with closing(alone.stream(span.path, at, high - low)) as pieces:
+        with closing(alone.stream(span.path, at, high - low, self._over)) as pieces:
             for piece in pieces:
                 if self._over.is_set():
                     raise NetworkFailure("the transfer was given up", reason="given-up")

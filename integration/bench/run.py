@@ -185,7 +185,9 @@ class Bench:
             if player is None:
                 return None
             log.info("%s: making what is served for pair %s", name, pair)
-            self.record.makings.append(player.make())
+            making = player.make()
+            if (making.contender, making.pair) not in {(m.contender, m.pair) for m in self.record.makings}:
+                self.record.makings.append(making)
             self._players[key] = player
         return self._players[key]
 
