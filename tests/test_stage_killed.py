@@ -118,7 +118,10 @@ def test_ctrl_c_ends_a_stalled_stage_at_once_and_the_next_one_goes_on(
         config.write_text(json.dumps({**settings, "mirrors": [server.url], "network": patient}))
         process = begin(disk, config)
         victims.append(process.pid)
-        assert process.wait(60) == 130
+        try:
+            assert process.wait(120) == 130
+        finally:
+            process.kill()
     with metered(publisher.mirror) as (address, _):
         config.write_text(json.dumps({**settings, "mirrors": [address]}))
         assert begin(disk, config).wait(120) == 0
