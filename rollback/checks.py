@@ -138,11 +138,14 @@ class Mount(Check, frozen=True, tag="mount"):
 
 
 class Verity(Check, frozen=True, tag="verity"):
-    """The dm-verity device below a mount point has met no corrupt block since the boot."""
+    """The dm-verity device below a mount point has met no corrupt block since the boot.
+
+    Without `path` that is `/`, or `/usr` on a node where only /usr is proven.
+    """
 
     kind = "verity"
 
-    path: AbsolutePath = "/"
+    path: AbsolutePath | None = None
 
 
 AnyCheck = SystemdUnit | SystemdSystem | Command | Http | Tcp | File | Mount | Verity
