@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from rollback.checks import File, Mount, Verity
 from rollback.execute import execute
@@ -54,7 +54,7 @@ def look_at_file(check: File) -> Outcome:
 
 def look_at_mount(check: Mount, root: Path) -> Outcome:
     """Judge a mount's file system, options and free space."""
-    mounted = _mount_at(check.path, root)
+    mounted = _mount_at(check.path, root) if check.itself else _mount_above(check.path, root)
     if mounted is None:
         return Outcome(Status.FAILED, f"nothing is mounted at {check.path}")
     if check.fstype is not None and mounted.fstype != check.fstype:
@@ -117,6 +117,12 @@ def _mount_at(path: str, root: Path) -> Mounted | None:
         if mounted is not None and mounted.path == path:
             found = mounted
     return found
+
+
+def _mount_above(path: str, root: Path) -> Mounted | None:
+    """Return the mount that holds a path: the one at it, or at the nearest folder above."""
+    folders = [PurePosixPath(path), *PurePosixPath(path).parents]
+    return next((mounted for folder in folders if (mounted := _mount_at(str(folder), root)) is not None), None)
 
 
 def parse_mount(line: str) -> Mounted | None:

@@ -409,6 +409,15 @@ def test_a_mount_is_judged_by_file_system_options_and_room(machine: Path) -> Non
     assert "bytes free, fewer than" in full.detail
 
 
+def test_a_folder_is_judged_by_the_file_system_that_holds_it(machine: Path) -> None:
+    prober = Prober(root=machine)
+    assert "nothing is mounted" in look(check(kind="mount", path="/var/lib"), prober).detail
+    assert look(check(kind="mount", path="/var/lib", itself=False, fstype="ext4", options=["rw"]), prober).ok
+    assert (
+        "erofs instead of ext4" in look(check(kind="mount", path="/opt/x", itself=False, fstype="ext4"), prober).detail
+    )
+
+
 def test_a_file_system_that_went_read_only_after_an_error_is_not_writable(machine: Path) -> None:
     assert "without rw" in look(check(kind="mount", path="/srv", options=["rw"]), Prober(root=machine)).detail
 
