@@ -182,9 +182,15 @@ class Machine:
                 self._changed.wait(0.25)
 
     def pause(self, most_s: float) -> None:
-        """Let something happen: return at the next change, or after `most_s` seconds without one."""
+        """Let something happen: return at the next change, or after `most_s` seconds without one.
+
+        Raises what ended the watching, such as a full disk.
+        """
         with self._changed:
-            self._changed.wait(most_s)
+            if self._failure is None:
+                self._changed.wait(most_s)
+            if self._failure is not None:
+                raise self._failure
 
     # -- the guest -----------------------------------------------------------------------------------------------
 
