@@ -66,7 +66,8 @@ class _Watch:
     def cut(self) -> None:
         """End the call that is under way, if any, as if its time were up."""
         with self._changed:
-            if self._deadline is not None:
+            # Before its socket is named, a call keeps its deadline: it may be cut again.
+            if self._deadline is not None and self.watched() is not None:
                 self._deadline = None
                 self._shut()
 

@@ -104,43 +104,51 @@ def fetch_spans(
     flight: deque[tuple[Span, Future[bytearray]]] = deque()
     following = next(left, None)
     using: list[Part] = []
-    with ThreadPoolExecutor(max_workers=requests_ahead, thread_name_prefix="fetch") as pool:
+    pool = ThreadPoolExecutor(max_workers=requests_ahead, thread_name_prefix="fetch")
 
-        def refill() -> None:
-            nonlocal following
-            while (
-                following is not None
-                and len(flight) < requests_ahead
-                and (not flight or sum(span.length for span, _ in flight) + following.length <= bytes_ahead)
-            ):
-                flight.append((following, pool.submit(_fetched, fetcher, following, over)))
-                following = next(left, None)
+    def refill() -> None:
+        nonlocal following
+        while (
+            following is not None
+            and len(flight) < requests_ahead
+            and (not flight or sum(span.length for span, _ in flight) + following.length <= bytes_ahead)
+        ):
+            flight.append((following, pool.submit(_fetched, fetcher, following, over)))
+            following = next(left, None)
 
-        try:
+    try:
+        refill()
+        while flight:
+            # It stays in flight until it has landed: whoever leaves meanwhile must end its transfer too.
+            span, future = flight[0]
+            content = memoryview(future.result())
+            flight.popleft()
+            del future
             refill()
-            while flight:
-                span, future = flight.popleft()
-                content = memoryview(future.result())
-                del future
-                refill()
-                for part in span.parts:
-                    at = part.offset - span.offset
-                    yield part, content[at : at + part.length]
-                    using.append(part)
-                    while using and part.ends_unit:
-                        done = using.pop(0)
-                        if fetcher.kept:
-                            fetcher.kept.used(done.path, done.offset, done.length)
-                # Gone before the next one is waited for: one span is used, the others are ahead.
-                content.release()
-        finally:
-            over.set()
+            for part in span.parts:
+                at = part.offset - span.offset
+                yield part, content[at : at + part.length]
+                using.append(part)
+                while using and part.ends_unit:
+                    done = using.pop(0)
+                    if fetcher.kept:
+                        fetcher.kept.used(done.path, done.offset, done.length)
+            # Gone before the next one is waited for: one span is used, the others are ahead.
+            content.release()
+    finally:
+        over.set()
+        landed = False
+        try:
             left_over = [future for _, future in flight if not future.cancel()]
             while wait(left_over, timeout=0).not_done:
                 # Whoever leaves, by an error or Ctrl-C, does not wait for a server that says nothing. A thread that is
                 # just about to ask is met the next time.
                 fetcher.cut()
                 wait(left_over, timeout=0.1)
+            landed = True
+        finally:
+            # A second Ctrl-C may come before the last of them is done: nobody waits for it then.
+            pool.shutdown(wait=landed, cancel_futures=True)
 
 
 def stream_whole(fetcher: Fetcher, path: str, length: int) -> Generator[bytes, None, None]:
