@@ -154,7 +154,11 @@ def same_memory(pid: int, other: int) -> bool:
 
 
 def forget(path: Path) -> None:
-    """Write a file out and take it out of the page cache, so that the next reader reads the disk."""
+    """Write a file out and take it out of the page cache, so that the next reader reads the disk.
+
+    All else that waits to be written goes out too: it would be written during what is measured.
+    """
+    os.sync()
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -58,9 +58,13 @@ def this_machine(folder: Path, load_before: float) -> Machine:
 
 
 def this_source(top: Path) -> str:
-    """Return the commit of a checkout, empty where there is none."""
-    found = run(["git", "-C", top, "describe", "--always", "--dirty"], check=False)
-    return found.stdout.decode().strip() if found.returncode == 0 else ""
+    """Return the commit of a checkout, and whether its code differs from it; empty where there is none."""
+    git: list[str | Path] = ["git", "-C", top]
+    found = run([*git, "describe", "--always"], check=False)
+    if found.returncode != 0:
+        return ""
+    changed = run([*git, "diff", "--quiet", "HEAD", "--", "updater", "integration"], check=False).returncode
+    return found.stdout.decode().strip() + (" and changes to it" if changed else "")
 
 
 def _file_system(folder: Path) -> str:
