@@ -7,7 +7,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -100,7 +100,7 @@ def fetch_spans(
     memory is bounded: see `most_held_bytes`.
     """
     left = iter(wanted)
-    over = threading.Event()
+    busy = _Busy()
     flight: deque[tuple[Span, Future[bytearray]]] = deque()
     following = next(left, None)
     using: list[Part] = []
@@ -113,7 +113,7 @@ def fetch_spans(
             and len(flight) < requests_ahead
             and (not flight or sum(span.length for span, _ in flight) + following.length <= bytes_ahead)
         ):
-            flight.append((following, pool.submit(_fetched, fetcher, following, over)))
+            flight.append((following, pool.submit(busy.fetched, fetcher, following)))
             following = next(left, None)
 
     try:
@@ -136,19 +136,47 @@ def fetch_spans(
             # Gone before the next one is waited for: one span is used, the others are ahead.
             content.release()
     finally:
-        over.set()
+        busy.over.set()
         landed = False
         try:
-            left_over = [future for _, future in flight if not future.cancel()]
-            while wait(left_over, timeout=0).not_done:
+            for _, future in flight:
+                future.cancel()
+            while not busy.is_done(0):
                 # Whoever leaves, by an error or Ctrl-C, does not wait for a server that says nothing. A thread that is
                 # just about to ask is met the next time.
                 fetcher.cut()
-                wait(left_over, timeout=0.1)
+                busy.is_done(0.1)
             landed = True
         finally:
             # A second Ctrl-C may come before the last of them is done: nobody waits for it then.
             pool.shutdown(wait=landed, cancel_futures=True)
+
+
+class _Busy:
+    """The transfers that are under way: Ctrl-C may come between the start of one and the note of who waits for it."""
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+        self._changed = threading.Condition()
+        self._count = 0
+
+    def fetched(self, fetcher: Fetcher, span: Span) -> bytearray:
+        """Return a span's bytes; raise NetworkFailure when nobody wants them any more."""
+        with self._changed:
+            self._count += 1
+        try:
+            if self.over.is_set():
+                raise NetworkFailure("the transfer was given up", reason="given-up")
+            return _fetched(fetcher, span, self.over)
+        finally:
+            with self._changed:
+                self._count -= 1
+                self._changed.notify_all()
+
+    def is_done(self, within_s: float) -> bool:
+        """Tell whether no transfer is under way, or none is any more within a time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._count, within_s)
 
 
 def stream_whole(fetcher: Fetcher, path: str, length: int) -> Generator[bytes, None, None]:
