@@ -62,6 +62,16 @@ def main() -> int:
         print(f"bench: {error}", file=sys.stderr)
         return int(error.exit_code)
     try:
+        if args.make_only:
+            bench.make(course)
+            print(
+                "".join(
+                    f"{m.pair} {m.contender}: {m.wall_s:.0f} s, {'made before' if m.reused else 'made now'}\n"
+                    for m in bench.record.makings
+                ),
+                end="",
+            )
+            return int(ExitCode.ENVIRONMENT if bench.record.failures else ExitCode.DONE)
         bench.go(course)
     except UpdaterError as error:
         print(f"bench: {error}", file=sys.stderr)
@@ -101,6 +111,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--pairs", nargs="*", default=["S", "K"], metavar="PAIR", help="the pairs (default S K)")
     parser.add_argument("--sizes", nargs="*", type=int, default=[256, 1024, 2048, 5120], metavar="MIB")
     parser.add_argument("--deadline", type=float, metavar="S", help="begin nothing after so many seconds, end soon")
+    parser.add_argument("--make-only", action="store_true", help="make what contenders serve, and update nothing")
     parser.add_argument("--write-page", action="store_true", help="put the tables into docs/benchmarks.md")
     parser.add_argument(
         "--again", nargs="+", type=Path, metavar="JSON", help="run nothing: the tables of these reports"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,10 +13,13 @@ from integration.bench.results import Making
 TOP = Path(__file__).resolve().parents[2]
 
 
-def made_once(stamp: Path, key: object, make: Callable[[], Making]) -> Making:
-    """Return what the stamp says of a making from the same key, else make it anew and stamp it."""
+def made_once(stamp: Path, key: object, make: Callable[[], Making], made: Iterable[Path] = ()) -> Making:
+    """Return what the stamp says of a making from the same key, else make it anew and stamp it.
+
+    `made` are the folders with what was made: somebody may have removed one of them since.
+    """
     words = json.loads(json.dumps(key))
-    if stamp.exists():
+    if stamp.exists() and all(folder.is_dir() for folder in made):
         known = json.loads(stamp.read_text())
         if known["key"] == words:
             return Making(**{**known["making"], "reused": True})

@@ -102,7 +102,7 @@ class Ours:
         # A repository's newest signature is good for some days only.
         key = [*self._publishing(), publishing_digest(), f"{datetime.now(UTC):%Y-%m-%d}"]
         key += [hashlib.sha256((release.folder / "manifest.json").read_bytes()).hexdigest() for release in releases]
-        making = made_once(match.served / f"{self._served}.json", key, self._made)
+        making = made_once(match.served / f"{self._served}.json", key, self._made, (self._site.folder,))
         self._disk = make_disk(self._folder, match.old, roomy_layout(self._folder, releases), self._tools)
         return making
 

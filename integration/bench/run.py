@@ -88,6 +88,13 @@ class Bench:
             self._saved(self.record)
         return self.record
 
+    def make(self, course: Course) -> None:
+        """Build the pairs and make what contenders serve of them, and update nothing."""
+        for step in course.steps:
+            if isinstance(step, Turn):
+                for name in self._wanted(step.pair, step.contenders):
+                    self._guarded(name, step.pair, "making", lambda player: None)
+
     def _do(self, step: Step) -> None:
         if isinstance(step, Growth):
             self._grow(step)
