@@ -11,7 +11,7 @@ import time
 from functools import reduce
 from pathlib import Path
 
-from integration.bench.course import full, quick
+from integration.bench.course import Course, full, quick
 from integration.bench.page import page
 from integration.bench.report import Report, now, ratios, this_machine, this_source, update_page
 from integration.bench.run import Bench, Record
@@ -48,6 +48,8 @@ def main() -> int:
         return Report(course.name, began, time.monotonic() - clock, machine, bench.versions, record, source)
 
     def save(record: Record) -> None:
+        if args.make_only:
+            return
         _replace(args.folder / f"{name}.json", report(record).as_json())
         _replace(args.folder / f"{name}.html", page(report(record)))
 
@@ -63,15 +65,7 @@ def main() -> int:
         return int(error.exit_code)
     try:
         if args.make_only:
-            bench.make(course)
-            print(
-                "".join(
-                    f"{m.pair} {m.contender}: {m.wall_s:.0f} s, {'made before' if m.reused else 'made now'}\n"
-                    for m in bench.record.makings
-                ),
-                end="",
-            )
-            return int(ExitCode.ENVIRONMENT if bench.record.failures else ExitCode.DONE)
+            return _only_make(bench, course)
         bench.go(course)
     except UpdaterError as error:
         print(f"bench: {error}", file=sys.stderr)
@@ -82,9 +76,19 @@ def main() -> int:
         code = ExitCode.INTERRUPTED
     signal.alarm(0)
     save(bench.record)
+    if args.make_only:
+        return int(code)
     _finish(args, report(bench.record))
     print(f"\n{args.folder / name}.html, {name}.json", file=sys.stderr)
     return int(code)
+
+
+def _only_make(bench: Bench, course: Course) -> int:
+    bench.make(course)
+    for making in bench.record.makings:
+        when = "made before" if making.reused else "made now"
+        print(f"{making.pair} {making.contender}: {making.wall_s:.0f} s, {when}")
+    return int(ExitCode.ENVIRONMENT if bench.record.failures else ExitCode.DONE)
 
 
 def _finish(args: argparse.Namespace, found: Report) -> int:

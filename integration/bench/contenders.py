@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 class Contender:
     """One tool with one way of using it.
 
-    `on_wire` says that its bytes are counted at the server; `largest_bytes` bounds the images for which it is tried in
-    this machine's memory and in minutes.
+    `on_wire` says that its bytes are counted at the server; `keeps` that making leaves files at the node;
+    `largest_bytes` bounds the images for which it is tried in this machine's memory and in minutes.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Contender:
     script: str
     settings: Mapping[str, str] = field(default_factory=dict)
     on_wire: bool = True
+    keeps: bool = False
     largest_bytes: int = 1 << 40
     note: str = ""
 
@@ -56,7 +57,9 @@ def _casync(name: str, kib: int) -> Contender:
 def _desync(name: str, kib: int) -> Contender:
     summary = f"desync, seeded with the running slot, in place, chunks of {kib} KiB"
     chunks = f"{kib // 4}:{kib}:{kib * 4}"
-    return Contender(name, "desync", summary, "desync", {"CHUNKS": chunks}, note="the node keeps its slot's index")
+    return Contender(
+        name, "desync", summary, "desync", {"CHUNKS": chunks}, keeps=True, note="the node keeps its slot's index"
+    )
 
 
 CONTENDERS = (
@@ -85,6 +88,7 @@ CONTENDERS = (
         "zchunk",
         "zchunk, seeded with the older .zck",
         "zchunk",
+        keeps=True,
         note="the node keeps the older .zck beside its slots",
     ),
     Contender("swupdate", "swupdate", "SWUpdate, raw handler, the same zstd, streamed into the slot", "swupdate"),

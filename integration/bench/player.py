@@ -112,7 +112,8 @@ class Peer:
         releases = (self._match.old, self._match.new)
         key = [(SCRIPTS / self._contender.file).read_text(), dict(self._contender.settings), self._version]
         key += [release.manifest.root.root_hash for release in releases]
-        return made_once(stamp, key, self._made, (self._served, self._node))
+        made = (self._served, self._node) if self._contender.keeps else (self._served,)
+        return made_once(stamp, key, self._made, made)
 
     def _made(self) -> Making:
         for folder in (self._served, self._node):
