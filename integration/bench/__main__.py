@@ -112,7 +112,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="*", default=[], metavar="NAME", help="only these contenders; K:NAME for one pair"
     )
-    parser.add_argument("--pairs", nargs="*", default=["S", "K"], metavar="PAIR", help="the pairs (default S K)")
+    parser.add_argument("--pairs", nargs="*", default=["S", "K", "Q"], metavar="PAIR", help="the pairs (default S K Q)")
     parser.add_argument("--sizes", nargs="*", type=int, default=[256, 1024, 2048, 5120], metavar="MIB")
     parser.add_argument("--deadline", type=float, metavar="S", help="begin nothing after so many seconds, end soon")
     parser.add_argument("--make-only", action="store_true", help="make what contenders serve, and update nothing")

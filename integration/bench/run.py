@@ -116,11 +116,16 @@ class Bench:
         self._matches[name] = make_match(step.mib, image, parts, folder, self._served, self._tools)
         try:
             with self._ground(LOCAL) as ground:
-                self._take(Turn(name, step.contenders, ZEROS, LOCAL), ground)
+                for contender in step.contenders:
+                    self._take(Turn(name, (contender,), ZEROS, LOCAL), ground)
+                    # What one contender serves and writes of a large image would leave the next one no room.
+                    self._players.pop((contender, name), None)
+                    for leftover in (folder / contender, folder / "slot.img", self._served / name):
+                        _remove(leftover)
         finally:
             del self._matches[name]
             for leftover in (folder, self._served / name):
-                shutil.rmtree(leftover, ignore_errors=True)
+                _remove(leftover)
 
     def _late(self, what: str) -> bool:
         if time.monotonic() <= self._ends_at:
@@ -132,17 +137,14 @@ class Bench:
         return [name for name in names if not self._only or {name, f"{pair}:{name}"} & self._only]
 
     def _take(self, turn: Turn, ground: Ground) -> None:
-        for number in range(turn.runs):
-            for name in self._wanted(turn.pair, turn.contenders):
-                where = f"{turn.other_slot}, {turn.line.name}"
+        def update(player: Player) -> None:
+            player.reset(turn.other_slot)
+            sample = player.update(ground, turn.other_slot)
+            player.check()
+            self._add(sample)
 
-                def update(player: Player, turn: Turn = turn, number: int = number) -> None:
-                    player.reset(turn.other_slot)
-                    sample = player.update(ground, turn.other_slot)
-                    player.check()
-                    self._add(sample, f"run {number + 1} of {turn.runs}")
-
-                self._guarded(name, turn.pair, where, update)
+        for name in self._wanted(turn.pair, turn.contenders):
+            self._guarded(name, turn.pair, f"{turn.other_slot}, {turn.line.name}", update)
 
     def _resume(self, player: Player, ground: Ground) -> None:
         """Update whole, then kill an update when half the bytes have passed, and let it go on."""
@@ -155,17 +157,16 @@ class Bench:
         player.check()
         more = first.wire_bytes + second.wire_bytes - whole.wire_bytes
         details = {"whole_bytes": float(whole.wire_bytes), "extra_bytes": float(more), "whole_s": whole.wall_s}
-        self._add(replace(second, other_slot="killed at half", details=details), "resumed")
+        self._add(replace(second, other_slot="killed at half", details=details))
 
-    def _add(self, sample: Sample, what: str) -> None:
+    def _add(self, sample: Sample) -> None:
         self.record.samples.append(sample)
         log.info(
-            "%-13s %s, %s, %s, %s: %.2f s, cpu %.2f s, %.1f MB fetched in %d requests, RSS %.0f MB",
+            "%-13s %s, %s, %s: %.2f s, cpu %.2f s, %.1f MB fetched in %d requests, RSS %.0f MB",
             sample.contender,
             sample.pair,
             sample.other_slot,
             sample.line,
-            what,
             sample.wall_s,
             sample.cpu_s,
             sample.fetched_bytes / 1e6,
@@ -248,6 +249,13 @@ class Bench:
             self._served.mkdir(parents=True, exist_ok=True)
             with serve(nginx, self._served, self._folder / "nginx", prefix) as server:
                 yield Ground(ends, server, line.name)
+
+
+def _remove(leftover: Path) -> None:
+    if leftover.is_dir():
+        shutil.rmtree(leftover, ignore_errors=True)
+    else:
+        leftover.unlink(missing_ok=True)
 
 
 def _about(pair: Pair, folder: Path) -> Mapping[str, object]:
