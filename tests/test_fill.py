@@ -16,13 +16,15 @@ from tests.disks import Cut, MemoryBlocks
 from tests.hostile_server import Handler, hostile
 from tests.transported import Repository, filled
 from updater.errors import EnvironmentFailure, NetworkFailure, Untrusted, UpdaterError
+from updater.fetch import Fetcher
 from updater.fill.filler import Filled, Filler
 from updater.fill.landing import State, upper_bytes
-from updater.fill.reuse import INDEX_BYTES_A_BLOCK, Sought
+from updater.fill.pipeline import Pipeline
+from updater.fill.reuse import INDEX_BYTES_A_BLOCK, Sought, fetch_candidates
 from updater.fill.source_slot import SourceSlot
 from updater.format.blockmap import BlockMap, Candidates, Runs, encode_candidates, parse_candidates, parse_map
 from updater.format.recipe import encode_recipe, parse_recipe
-from updater.format.transport import ImageTransport, Index
+from updater.format.transport import ImageTransport, Index, Reuse
 from updater.manifest import BLOCK_BYTES
 from updater.release.blobs import BlobFolder
 from updater.verity import GROUP_BLOCKS
@@ -515,3 +517,33 @@ def test_looking_for_blocks_takes_no_more_memory_than_was_said() -> None:
     assert sought.first_with(b"other") == -1
     assert sought.is_at(blocks // 2 + 7, digests[35:40])
     assert not sought.is_at(8, digests[35:40])
+
+
+def test_what_is_held_of_the_candidates_is_their_digests(tmp_path: Path) -> None:
+    blocks = 1 << 16
+    digests = random.Random(5).randbytes(5 * blocks)
+    runs = Runs(array("I", [1]), array("I", [0]), [blocks])
+    made = BlobFolder(tmp_path / "made")
+    index = made.put_index(encode_candidates(Candidates(5, digests)), packed=False)
+    (tmp_path / index.path).parent.mkdir(parents=True)
+    made.path(index.sha256).rename(tmp_path / index.path)
+    reuse = Reuse(index, index, [])
+    fetcher = Fetcher([str(tmp_path)])
+    tracemalloc.start()
+    try:
+        found = fetch_candidates(fetcher, reuse, BlockMap(blocks, runs), "candidates")
+        left = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert found.digests == digests
+    assert left <= len(digests) + 50_000
+
+
+def test_the_reuse_way_plans_for_the_memory_that_looking_for_blocks_takes(repository: Repository) -> None:
+    # One group is missing, and the running slot holds all of it: nothing but the tables is needed.
+    blocks = len(repository.new.content) // BLOCK_BYTES
+    slot = repository.wiped()
+    run(repository.filler(repository.running()), slot)
+    slot[0].content[:BLOCK_BYTES] = b"\xee" * BLOCK_BYTES
+    costs = {cost.way: cost for cost in repository.filler(repository.running()).work_out(*slot, thorough=True)}
+    assert costs[Way.REUSE].memory_bytes == Pipeline.memory_bytes + INDEX_BYTES_A_BLOCK * blocks

@@ -79,7 +79,7 @@ class ReuseWay:
             memory_bytes=largest
             + most_held_bytes(wanted, FRAME_BYTES_AHEAD)
             + Pipeline.memory_bytes
-            + 30 * self._blocks,
+            + INDEX_BYTES_A_BLOCK * self._blocks,
         )
 
     def fill(self, landing: Landing, pipeline: Pipeline) -> None:
@@ -159,8 +159,7 @@ class ReuseWay:
         if self._map is None:
             what = f"{self._what}, block map"
             blockmap = parse_map(fetch_index(self._fetcher, self._reuse.map), self._reuse, self._blocks, (), what)
-            raw = fetch_index(self._fetcher, self._reuse.candidates)
-            candidates = parse_candidates(raw, self._reuse, blockmap, f"{self._what}, candidates")
+            candidates = fetch_candidates(self._fetcher, self._reuse, blockmap, f"{self._what}, candidates")
             self._held = find_held(blockmap, candidates, landing, groups, self._source)
             self._map = blockmap
         return self._map
@@ -179,6 +178,14 @@ class ReuseWay:
 
     def _located(self, pieces: Iterable[_Piece]) -> Iterator[Located]:
         return ((self._framed(piece.pack).file.path, piece.frame) for piece in pieces)
+
+
+def fetch_candidates(fetcher: Fetcher, reuse: Reuse, blockmap: BlockMap, what: str) -> Candidates:
+    """Return the candidates of a map; raise Untrusted, InvalidDocument, NetworkFailure.
+
+    The file itself is not held on to: it takes as much memory as they do.
+    """
+    return parse_candidates(fetch_index(fetcher, reuse.candidates), reuse, blockmap, what)
 
 
 def find_held(
