@@ -9,9 +9,25 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.disk_image import make_disk
+from tests.releases import Publisher
+from updater.release.transport import Ways
+
 # A busy machine is no failure: only pytest's own timeout ends a test.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+
+@pytest.fixture(scope="module")
+def publisher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Publisher:
+    """Return a publisher of the module's releases ONE and TWO, which travel in every way."""
+    return Publisher.of_pair(tmp_path_factory.mktemp("publisher"), request.module.ONE, request.module.TWO, Ways())
+
+
+@pytest.fixture(scope="module")
+def factory_disk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a disk that came with the module's release ONE."""
+    return make_disk(request.module.ONE, tmp_path_factory.mktemp("factory") / "disk.raw")
 
 
 @pytest.fixture

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import random
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.disks import image_of, root_of
 from tests.portable_executable import build_pe, build_uki
 from updater.layouts import Layout, load_layout
-from updater.manifest import Manifest, parse_manifest
+from updater.manifest import BLOCK_BYTES, Manifest, parse_manifest
 from updater.release.channels import promote, withdraw
 from updater.release.create import create
 from updater.release.keys import KeyRing, new_names
@@ -110,6 +111,16 @@ def make_release(
     return Release(parse_manifest(raw, version), raw, image, tree, uki, addons)
 
 
+def successor(image: bytes, changed: Iterable[int], fresh: range = range(0)) -> bytes:
+    """Return an image with four other bytes in each of the `changed` blocks, and `fresh` blocks of random bytes."""
+    draw = random.Random(4)
+    content = bytearray(image)
+    content[fresh.start * BLOCK_BYTES : fresh.stop * BLOCK_BYTES] = draw.randbytes(len(fresh) * BLOCK_BYTES)
+    for block in changed:
+        content[block * BLOCK_BYTES + 9 : block * BLOCK_BYTES + 13] = draw.randbytes(4)
+    return bytes(content)
+
+
 def verity_words(layout: Layout, slot: Slot, root_hash: str) -> str:
     """Return the kernel's words that boot one slot of a layout whose PARTUUIDs are fixed."""
     data = layout.partition("data", slot)
@@ -138,6 +149,15 @@ class Publisher:
     def roots(self) -> list[Path]:
         """Return the trusted roots that images ship."""
         return sorted((self.mirror / "metadata").glob("*.root.json"))
+
+    @classmethod
+    def of_pair(cls, folder: Path, old: Release, new: Release, ways: Ways | None) -> Publisher:
+        """Return one who has published two releases and offers the newer."""
+        made = cls(folder)
+        made.publish(old, ways=ways)
+        made.publish(new, ways=ways)
+        made.promote(new.version)
+        return made
 
     def publish(self, *releases: Release, ways: Ways | None = None) -> None:
         """Publish releases, by themselves or with what `ways` says they shall travel in."""

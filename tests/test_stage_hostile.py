@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import random
 import shutil
 import socket
 import struct
@@ -16,9 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.disk_image import make_disk
 from tests.hostile_server import Handler, hostile
-from tests.releases import Publisher, make_release
+from tests.releases import Publisher, make_release, successor
 from updater import verity
 from updater.cli import main
 from updater.config import Config
@@ -27,7 +25,6 @@ from updater.layouts import load_layout
 from updater.manifest import BLOCK_BYTES
 from updater.node.image import ImageNode
 from updater.partition import FileBlocks
-from updater.release.transport import Ways
 from updater.slots import Slot
 from updater.steps.session import open_session
 
@@ -35,32 +32,8 @@ Misbehaviour = Callable[["Site", Handler, bytes], None]
 _LARGE_BYTES = 20_000
 
 
-def _successor(image: bytes) -> bytes:
-    changed = bytearray(image)
-    draw = random.Random(4)
-    # Enough that cannot be compressed for transfers to break in the middle.
-    changed[20 * BLOCK_BYTES : 90 * BLOCK_BYTES] = draw.randbytes(70 * BLOCK_BYTES)
-    for block in (3, 111, 140):
-        changed[block * BLOCK_BYTES + 9 : block * BLOCK_BYTES + 13] = draw.randbytes(4)
-    return bytes(changed)
-
-
 ONE = make_release("1.0.0")
-TWO = make_release("2.0.0", image=_successor(ONE.image))
-
-
-@pytest.fixture(scope="module")
-def publisher(tmp_path_factory: pytest.TempPathFactory) -> Publisher:
-    made = Publisher(tmp_path_factory.mktemp("publisher"))
-    made.publish(ONE, ways=Ways())
-    made.publish(TWO, ways=Ways())
-    made.promote("2.0.0")
-    return made
-
-
-@pytest.fixture(scope="module")
-def factory_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_disk(ONE, tmp_path_factory.mktemp("factory") / "disk.raw")
+TWO = make_release("2.0.0", image=successor(ONE.image, (3, 111, 140), range(20, 90)))
 
 
 class Site:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -13,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.disk_image import make_disk
 from tests.hostile_server import Handler, hostile
 from tests.metered_server import metered
-from tests.releases import Publisher, Release, make_release
+from tests.releases import Publisher, Release, make_release, successor
 from updater import verity
 from updater.config import Config
 from updater.layouts import load_layout
@@ -27,21 +25,7 @@ from updater.slots import Slot
 from updater.steps.session import open_session
 
 ONE = make_release("1.0.0")
-TWO = make_release("2.0.0", image=ONE.image[: 20 * BLOCK_BYTES] + random.Random(4).randbytes(130 * BLOCK_BYTES))
-
-
-@pytest.fixture(scope="module")
-def publisher(tmp_path_factory: pytest.TempPathFactory) -> Publisher:
-    made = Publisher(tmp_path_factory.mktemp("publisher"))
-    made.publish(ONE, ways=Ways())
-    made.publish(TWO, ways=Ways())
-    made.promote("2.0.0")
-    return made
-
-
-@pytest.fixture(scope="module")
-def factory_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_disk(ONE, tmp_path_factory.mktemp("factory") / "disk.raw")
+TWO = make_release("2.0.0", image=successor(ONE.image, (), range(20, 150)))
 
 
 def begin(disk: Path, config: Path) -> subprocess.Popen[bytes]:
@@ -90,9 +74,11 @@ def test_a_stage_that_is_killed_again_and_again_goes_on(
     assert meter.served - clean <= kills * (metadata + 64 * 1024)
 
 
+@pytest.mark.parametrize("ways", [Ways(), None], ids=["in all ways", "plain"])
 def test_ctrl_c_ends_a_stalled_stage_at_once_and_the_next_one_goes_on(
-    publisher: Publisher, factory_disk: Path, tmp_path: Path
+    ways: Ways | None, factory_disk: Path, tmp_path: Path
 ) -> None:
+    publisher = Publisher.of_pair(tmp_path / "publisher", ONE, TWO, ways)
     disk = shutil.copyfile(factory_disk, tmp_path / "disk.raw")
     config = tmp_path / "config.yaml"
     victims: list[int] = []

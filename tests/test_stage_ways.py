@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import msgspec
 import pytest
 
 from tests.machine import PoweredBlocks, SimulatedMachine, replace_config
-from tests.releases import Publisher, make_release
+from tests.releases import Publisher, make_release, successor
 from tests.simulated import Power, PowerCut
 from updater.cli.looking import explain, plan
 from updater.config import Network
@@ -21,7 +20,6 @@ from updater.errors import EnvironmentFailure, Refused
 from updater.manifest import BLOCK_BYTES, parse_manifest
 from updater.plan import Plan
 from updater.records import BarredWay
-from updater.release.transport import Ways
 from updater.repository import open_repository
 from updater.slots import Slot
 from updater.steps import ways as steps_ways
@@ -29,25 +27,8 @@ from updater.steps.recover import recover
 from updater.steps.stage import stage
 from updater.ways import Way
 
-
-def _successor(image: bytes) -> bytes:
-    changed = bytearray(image)
-    for block in (3, 70, 71, 140):
-        changed[block * BLOCK_BYTES + 9 : block * BLOCK_BYTES + 13] = random.Random(block).randbytes(4)
-    return bytes(changed)
-
-
 ONE = make_release("1.0.0")
-TWO = make_release("2.0.0", image=_successor(ONE.image))
-
-
-@pytest.fixture(scope="module")
-def publisher(tmp_path_factory: pytest.TempPathFactory) -> Publisher:
-    made = Publisher(tmp_path_factory.mktemp("publisher"))
-    made.publish(ONE, ways=Ways())
-    made.publish(TWO, ways=Ways())
-    made.promote("2.0.0")
-    return made
+TWO = make_release("2.0.0", image=successor(ONE.image, (3, 70, 71, 140)))
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ class Mirror:
         self.trunk = bytearray(tree)
         self.asked: list[tuple[str, int, int]] = []
         self.chunks_left: int | None = None
-        self.cut: Callable[[bytes], bytes] = lambda body: body
+        self.spoilt: Callable[[bytes], bytes] = lambda body: body
         self.closed = 0
 
     def tree(self, offset: int, length: int) -> Iterator[bytes]:
@@ -40,9 +40,12 @@ class Mirror:
         """Yield a range of the image."""
         return self._serve("data", self.image, offset, length)
 
+    def cut(self) -> None:
+        """Do nothing: no read waits for anybody."""
+
     def _serve(self, what: str, content: bytearray, offset: int, length: int) -> Iterator[bytes]:
         self.asked.append((what, offset, length))
-        body = self.cut(bytes(content[offset : offset + length]))
+        body = self.spoilt(bytes(content[offset : offset + length]))
         try:
             for at in range(0, len(body), CHUNK):
                 if self.chunks_left is not None:
@@ -172,13 +175,13 @@ def test_a_short_body_is_a_network_failure_and_what_came_is_kept(shorter_by: int
     root, tree = root_of(image)
     data, hashes = empty_slot(root)
     mirror = Mirror(image, tree)
-    mirror.cut = lambda body: body[:-shorter_by] if len(body) == len(image) else body
+    mirror.spoilt = lambda body: body[:-shorter_by] if len(body) == len(image) else body
     with pytest.raises(NetworkFailure) as caught:
         fill_slot(mirror, data, hashes, root)
     assert caught.value.reason == "short-body"
     whole = (len(image) - shorter_by) // BLOCK_BYTES * BLOCK_BYTES
     assert data.content[:whole] == image[:whole]
-    mirror.cut = lambda body: body
+    mirror.spoilt = lambda body: body
     done = fill_slot(mirror, data, hashes, root)
     assert done.fetched_bytes == len(image) - whole
 
@@ -188,7 +191,7 @@ def test_a_body_longer_than_asked_is_refused() -> None:
     root, tree = root_of(image)
     data, hashes = empty_slot(root)
     mirror = Mirror(image, tree)
-    mirror.cut = lambda body: body + bytes(50_000_000)
+    mirror.spoilt = lambda body: body + bytes(50_000_000)
     with pytest.raises(NetworkFailure) as caught:
         fill_slot(mirror, data, hashes, root)
     assert caught.value.reason == "range-ignored"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -33,16 +34,25 @@ class RepositoryImage:
     def __init__(self, fetcher: Fetcher, root: Root) -> None:
         self._fetcher = fetcher
         self._base = f"images/{root.root_hash}"
+        self._over = threading.Event()
 
     @property
     def name(self) -> str:
         return f"{', '.join(self._fetcher.mirrors)}: {self._base}"
 
     def tree(self, offset: int, length: int) -> Iterator[bytes]:
-        return self._fetcher.stream(f"{self._base}/tree", offset, length)
+        return self._stream("tree", offset, length)
 
     def data(self, offset: int, length: int) -> Iterator[bytes]:
-        return self._fetcher.stream(f"{self._base}/data", offset, length)
+        return self._stream("data", offset, length)
+
+    def cut(self) -> None:
+        self._over.set()
+        self._fetcher.cut()
+
+    def _stream(self, name: str, offset: int, length: int) -> Iterator[bytes]:
+        self._over = threading.Event()
+        return self._fetcher.stream(f"{self._base}/{name}", offset, length, self._over)
 
 
 class Repository:

@@ -36,6 +36,9 @@ WINDOW_BLOCKS = 8192
 JOINED_GAP_BLOCKS = 32
 """Blocks in place that are fetched again when that saves a request: 128 KiB cost less than a round trip."""
 
+# How often one who leaves looks whether the read that nobody waits for any more has ended.
+_LEAVING_S = 0.1
+
 _READ_BLOCKS = READ_BYTES // BLOCK_BYTES
 _WRITE_BLOCKS = 512
 
@@ -56,6 +59,9 @@ class Source(Protocol):
 
     def data(self, offset: int, length: int) -> Iterator[bytes]:
         """Yield exactly `length` bytes of the image from `offset` on, in chunks of any size."""
+
+    def cut(self) -> None:
+        """End the read that another thread has under way, if any: it fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +210,11 @@ class _Filler:
                 following = self._ahead.submit(next, chunks, None)
                 yield chunk
         finally:
-            # A generator cannot be closed while the other thread still drives it.
-            wait([following])
+            # A generator cannot be closed while the other thread still drives it, and whoever leaves, by an error or
+            # Ctrl-C, does not wait for a server that says nothing. A read that is just about to ask is met next time.
+            while not following.done():
+                self.source.cut()
+                wait([following], _LEAVING_S)
             close = getattr(chunks, "close", None)
             if close is not None:
                 close()
