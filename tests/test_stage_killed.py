@@ -94,7 +94,8 @@ def test_ctrl_c_ends_a_stalled_stage_at_once_and_the_next_one_goes_on(
             handler.serve(content)
             return
         spoken = f"bytes {first}-{last}/{len(content)}"
-        handler.answer(206, content[first : first + 50_000], length=last + 1 - first, Content_Range=spoken)
+        # Not a byte of the body: whoever waits for one waits for ever.
+        handler.answer(206, length=last + 1 - first, Content_Range=spoken)
         os.kill(victims[0], signal.SIGINT)
         handler.server.over.wait(100)
 
