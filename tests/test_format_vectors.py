@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import random
 from pathlib import Path
 
 import msgspec
+import pytest
 
+from tests import ukis
 from tests.framed_images import Reader
 from updater.format.blockmap import parse_candidates, parse_map
 from updater.format.frames import parse_frames
 from updater.format.pins import pins
 from updater.format.recipe import Codec, parse_recipe
-from updater.format.transport import Transport
+from updater.format.through import library, packed, unpacked_length, write_unpacked
+from updater.format.transport import Delta, FrameWithin, Packing, Through, Transport
 from updater.manifest import BLOCK_BYTES
 from updater.release.packs import block_digests
 from updater.release.transport import Ways
@@ -45,11 +50,31 @@ def vector() -> Transport:
     return msgspec.json.decode((VECTORS / "transport.json").read_bytes(), type=Transport)
 
 
+HEAD, MIDDLE, END = b"head" * 40, b"between" * 9, b"end"
+
+
+def plain_file(new: bool) -> bytes:
+    """Return the unpacked form of the file before or after."""
+    content = (new_content if new else old_content)()
+    return HEAD + content[: 8 * BLOCK_BYTES] + MIDDLE + content[8 * BLOCK_BYTES :] + END
+
+
+def through_delta() -> Delta:
+    """Return the delta of `through.json`: from `through.old` to `through.new`, through their unpacked forms."""
+    (delta,) = through_vector().uki.deltas
+    return delta
+
+
+def through_vector() -> Transport:
+    """Return the transport of the vector whose delta goes through unpacked forms."""
+    return msgspec.json.decode((VECTORS / "through.json").read_bytes(), type=Transport)
+
+
 READER = Reader(VECTORS / "blobs")
 
 
 def test_the_vectors_are_complete() -> None:
-    wanted = pins(vector())
+    wanted = pins(vector()) | pins(through_vector())
     assert {at.name: at.stat().st_size for at in (VECTORS / "blobs").iterdir()} == wanted
     assert vector().root.frames is not None
     assert len(vector().root.deltas) == len(vector().uki.deltas) == 1
@@ -87,6 +112,61 @@ def test_deltas_make_the_content_with_either_codec() -> None:
     assert READER.patched(delta, old_content()[:-7], len(new_content()) - 100) == new_content()[:-100]
 
 
+def test_a_delta_through_the_unpacked_form_makes_the_unpacked_form() -> None:
+    delta, old = through_delta(), (VECTORS / "through.old").read_bytes()
+    through = delta.through
+    assert through is not None
+    assert delta.source == hashlib.sha256(old).hexdigest()
+    assert unpacked_length(through.source, len(old), "old") == len(plain_file(new=False))
+    unpacked = io.BytesIO()
+    write_unpacked(io.BytesIO(old), len(old), through.source, unpacked, "old")
+    assert unpacked.getvalue() == plain_file(new=False)
+    assert through.content_bytes == len(plain_file(new=True))
+    assert READER.patched(delta, unpacked.getvalue(), through.content_bytes) == plain_file(new=True)
+    assert [(packing.worker, packing.sized) for packing in through.content] == [(False, False), (True, True)]
+
+
+def test_the_library_that_is_named_packs_the_very_file() -> None:
+    through = through_delta().through
+    assert through is not None
+    if through.library != library():
+        pytest.skip(f"the vector names {through.library}, and {library()} is here: other versions may pack differently")
+    made = b"".join(packed([plain_file(new=True)], through, "new"))
+    assert made == (VECTORS / "through.new").read_bytes()
+
+
+def make_through_vector(folder: Path) -> None:
+    """Write the vector of the unpacked form anew: only for a new version of the format."""
+    from updater.format.through import memory_bytes
+    from updater.format.transport import FileTransport
+    from updater.release.blobs import BlobFolder
+    from updater.release.delta import Content, OperationSizes, make_delta
+    from updater.release.transport import quiet
+    from updater.schema import encode_json
+
+    content = new_content()
+    cut = 8 * BLOCK_BYTES
+    first = Packing(len(HEAD), cut, 3, worker=False, checksum=True, sized=False)
+    second_at = len(HEAD) + cut + len(MIDDLE)
+    second = Packing(second_at, len(content) - cut, 9, worker=True, checksum=False, sized=True)
+    old_frames = [ukis.frame(part, ukis.KERNEL) for part in (old_content()[:cut], old_content()[cut:])]
+    new_frames = [ukis.frame(content[:cut], first), ukis.frame(content[cut:], second)]
+    (folder / "through.old").write_bytes(HEAD + old_frames[0] + MIDDLE + old_frames[1] + END)
+    (folder / "through.new").write_bytes(HEAD + new_frames[0] + MIDDLE + new_frames[1] + END)
+    source = [
+        FrameWithin(len(HEAD), len(old_frames[0]), cut),
+        FrameWithin(len(HEAD) + len(old_frames[0]) + len(MIDDLE), len(old_frames[1]), len(old_content()) - cut),
+    ]
+    before, after = (Content.of(memoryview(plain_file(new=new))) for new in (False, True))
+    blobs = BlobFolder(folder / "blobs")
+    digest = hashlib.sha256((folder / "through.old").read_bytes()).hexdigest()
+    delta = make_delta(before, after, digest, "1.0.0", blobs, quiet, sizes=OperationSizes(4, 8))
+    through = Through(library(), len(after.raw), source, [first, second])
+    needed = memory_bytes(through, delta.memory_bytes)
+    delta = msgspec.structs.replace(delta, through=through, memory_bytes=needed)
+    (folder / "through.json").write_bytes(encode_json(Transport(uki=FileTransport(deltas=[delta]))))
+
+
 def make_vectors(folder: Path) -> None:
     """Write the vectors anew: only for a new version of the format."""
     from updater.format.transport import FileTransport, ImageTransport
@@ -118,7 +198,7 @@ def make_vectors(folder: Path) -> None:
     )
     (folder / "transport.json").write_bytes(encode_json(made))
     for at in (folder / "blobs").iterdir():
-        if at.name not in pins(made):
+        if at.name not in pins(made) | pins(through_vector()):
             at.unlink()
 
 
