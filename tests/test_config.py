@@ -1,6 +1,7 @@
 """The node's configuration."""
 
 import contextlib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,15 @@ from updater.errors import InvalidDocument
 def test_an_empty_configuration_has_sane_defaults() -> None:
     assert parse_config([]) == Config()
     assert parse_config([("empty.yaml", b""), ("comment.yaml", b"# nothing\n")]) == Config()
+
+
+def test_the_configuration_that_the_docs_show_is_one() -> None:
+    text = (Path(__file__).parents[1] / "docs/operations.md").read_text()
+    (shown,) = (block for block in text.split("```yaml\n")[1:] if block.startswith("mirrors:"))
+    config = parse_config([("operations.md", shown.split("```")[0].encode())])
+    assert len(config.mirrors) == 3
+    assert config.network.headers == {"Authorization": "Bearer …"}
+    assert config.network.rate_limit == 2_000_000
 
 
 def test_the_operator_overrides_single_settings_of_the_vendor() -> None:
