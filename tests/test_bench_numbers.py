@@ -329,6 +329,19 @@ def test_a_quick_run_prints_ratios_and_no_times() -> None:
     text = ratios(report_of([sample("dd"), sample("zstd", wire_bytes=4_000_000), sample("ours-full", wire_bytes=1)]))
     assert "40.00%" in text
     assert " s " not in text.split("bytes fetched")[1]
+    assert "not measured" not in text
+
+
+def test_a_quick_run_compares_all_of_ours_with_each_peer() -> None:
+    peers = [sample("dd", wall_s=0.5), sample("casync", wire_bytes=4_000_000, wall_s=4.0)]
+    ours = [sample(name, wire_bytes=3_000_000, parts={"uki": 1_000_000}, wall_s=2.0) for name in OURS]
+    lines = ratios(report_of([*peers, *ours])).splitlines()
+    rows = [line.split() for line in lines if line.startswith("ours")]
+    assert rows == [[name, "0.50", "×"] for name in OURS] + [[name, "4.00", "×", "0.50", "×"] for name in OURS]
+
+
+def test_a_run_without_peers_has_nothing_to_compare_with() -> None:
+    assert "nothing to compare" in ratios(report_of([sample("ours-full", wire_bytes=1)]))
 
 
 def test_the_page_changes_between_its_marks_only(tmp_path: Path) -> None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from integration.bench.results import Failure, Making, Sample
+from integration.bench.course import ZEROS
+from integration.bench.link import LOCAL
+from integration.bench.results import Failure, Making, Sample, grouped, ratio, spread
 from integration.bench.run import Record
 from integration.bench.tables import (
+    OURS_PREFIX,
     Table,
     costs,
+    factor,
     growth,
     kinds,
     making,
@@ -215,18 +219,35 @@ def ratios(report: Report) -> str:
     """Return what `bench-quick` prints: ratios, and nothing that depends on this machine."""
     lines = []
     for table in report.tables[:1]:
-        widths = [max(len(row[i]) for row in (table.head, *table.rows)) for i in range(len(table.head))]
-        for row in (table.head, *table.rows):
-            lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        measured = [row for row in table.rows if row[-1] != "not measured"]
+        lines += _columns([table.head, *measured])
+    lines += ["", "bytes fetched for the root, as a multiple of what a peer fetches (other slot zeros):"]
+    lines += _against_peers(report, lambda s: s.fetched_bytes - s.parts.get("uki", 0))
+    lines += ["", "time of the whole command, UKI included, as a multiple of a peer's:"]
+    lines += _against_peers(report, lambda s: s.wall_s)
     lines += _against_image(report)
     return "\n".join(lines) + "\n"
 
 
-def _against_image(report: Report) -> Sequence[str]:
-    from integration.bench.course import ZEROS
-    from integration.bench.link import LOCAL
-    from integration.bench.results import grouped, spread
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
+
+def _against_peers(report: Report, measure: Callable[[Sample], float]) -> list[str]:
+    """Return a line for each of ours with its multiples of all others, where these have something to compare with."""
+    middles = {
+        name: spread(found, measure).middle
+        for (name, _, other_slot, line), found in grouped(report.record.samples).items()
+        if (other_slot, line) == (ZEROS, LOCAL.name)
+    }
+    peers = [name for name, middle in middles.items() if middle and not name.startswith(OURS_PREFIX)]
+    ours = [name for name in middles if name.startswith(OURS_PREFIX)]
+    rows = [("", *peers), *((name, *(factor(ratio(middles[name], middles[peer])) for peer in peers)) for name in ours)]
+    return _columns(rows) if peers and ours else ["  nothing to compare"]
+
+
+def _against_image(report: Report) -> Sequence[str]:
     lines = ["", "bytes fetched as a share of the image, and requests (local line, other slot zeros):"]
     for (name, pair, other_slot, line), found in grouped(report.record.samples).items():
         if (other_slot, line) != (ZEROS, LOCAL.name) or name == "dd":
