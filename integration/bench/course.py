@@ -72,10 +72,10 @@ LAVISH = "ours-delta-1g"
 # `get` and `swupdate` serve what `zstd` made, so that it comes first.
 EVERY = ("dd", "zstd", "get", "zstd-patch", "hdiffpatch", "casync", "desync", "zchunk", "swupdate", "rauc-lz4",
          "rauc-zstd", "rauc-adaptive", *OURS, LAVISH)  # fmt: skip
-# Other settings, for which one sample says enough: none is the best of its tool.
-ONCE = ("casync-16k", "desync-16k", "rauc")
+# Other settings and tools, for which one sample says enough: none is the best of its kind.
+ONCE = ("xdelta3", "casync-16k", "desync-16k", "rauc")
 SMALL = "Q"
-# bsdiff needs too much memory for any but the small pair, xdelta3 too much time; the others are there to compare.
+# bsdiff needs too much memory for any but the small pair; the others are there to compare it with.
 PATCHES = ("dd", "zstd-patch", "xdelta3", "hdiffpatch", "bsdiff", "ours-delta")
 # What no target of bytes is measured against is left out: zstd -19 alone takes a fifth of the time.
 QUICK = ("dd", "zstd-patch", "casync", "rauc-lz4", "rauc-adaptive", *OURS)

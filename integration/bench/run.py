@@ -59,6 +59,8 @@ class Bench:
         each step, for who wants to keep what there is so far.
         """
         self.record = Record()
+        # Scripts, nginx and the node's own commands run in folders of their own.
+        folder = folder.resolve()
         self._folder = folder
         self._saved = saved
         self._only = frozenset(only)
