@@ -117,11 +117,11 @@ def full(runs: int, sizes_mib: Sequence[int], pairs: Sequence[str] = ("S", "K", 
     steps += [Turn(first, _REUSING, other, LOCAL) for other in (OLDER, HALF)]
     steps += [Turn(first, _OVER_THE_WIRE, ZEROS, line) for line in (FAST, FAR)]
     steps += [Growth(first, mib, _SIZED) for mib in sizes_mib if mib > _SMALL_MIB]
+    steps += [Turn(pair, PATCHES, ZEROS, LOCAL) for pair in small]
+    steps += [Turn(first, _SLOW_ON_THE_WIRE, ZEROS, line) for line in (FAST, NEAR)]
     for _ in range(runs - 1):
         steps += [Turn(pair, EVERY, ZEROS, LOCAL) for pair in pairs]
         steps += [Turn(first, _AGAIN_ON_THE_WIRE, ZEROS, NEAR)]
-    steps += [Turn(pair, PATCHES, ZEROS, LOCAL) for pair in small]
-    steps += [Turn(first, _SLOW_ON_THE_WIRE, ZEROS, line) for line in (FAST, NEAR)]
     steps += [Turn(pair, ONCE, ZEROS, LOCAL) for pair in pairs]
     steps += [Turn(first, _SLOW_ON_THE_WIRE, ZEROS, FAR)]
     return Course("full", (*pairs, *small), tuple(steps))
