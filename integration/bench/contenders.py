@@ -92,7 +92,7 @@ CONTENDERS = (
         note="the node keeps the older .zck beside its slots",
     ),
     Contender("swupdate", "swupdate", "SWUpdate, raw handler, the same zstd, streamed into the slot", "swupdate"),
-    _rauc("rauc", "RAUC, its default bundle (gzip)", ""),
+    _rauc("rauc", "RAUC, its default bundle (gzip)", "-comp gzip"),
     _rauc("rauc-lz4", "RAUC, lz4 bundle", "-comp lz4 -Xhc"),
     _rauc("rauc-zstd", "RAUC, zstd bundle (level 15, its default)", "-comp zstd"),
     _rauc(
