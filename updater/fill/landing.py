@@ -115,16 +115,12 @@ class Landing:
 
     def survey(self, progress: Progress | None = None) -> None:
         """Read the slot and note what each group holds; an unreadable one counts as other content."""
-        with ThreadPoolExecutor(max_workers=2, thread_name_prefix="survey") as ahead:
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="survey") as ahead:
             for at, chunk in self._chunks(ahead):
                 if progress:
                     progress(at, self.root.length_bytes)
-                if chunk is None:
-                    continue
-                half = len(chunk) // (2 * GROUP_BYTES) * GROUP_BYTES
-                second = ahead.submit(self._note, (at + half) // GROUP_BYTES, chunk[half:])
-                self._note(at // GROUP_BYTES, chunk[:half])
-                second.result()
+                if chunk is not None:
+                    self._note(at // GROUP_BYTES, chunk)
         if progress:
             progress(self.root.length_bytes, self.root.length_bytes)
 
