@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from uuid import UUID
@@ -209,9 +209,17 @@ def upper_digests(hashes: Blocks, root: Root, hasher: Hasher) -> bytes:
     return digests
 
 
-def prove(data: Blocks, hashes: Blocks, root: Root, progress: Progress | None = None) -> None:
+def prove(
+    data: Blocks,
+    hashes: Blocks,
+    root: Root,
+    progress: Progress | None = None,
+    *,
+    just_proven: Container[int] = frozenset(),
+) -> None:
     """Read a whole slot from the medium and prove its superblock, every hash block and every data block.
 
+    The data of runs of 64 groups that were read back meanwhile (`updater.fill.read_back`) is left out.
     Progress counts data bytes. Memory stays below some megabytes. Raises SlotDamaged that names the first bad block,
     its offset and how many there are; EnvironmentFailure when the slot is too small or cannot be read.
     """
@@ -228,6 +236,8 @@ def prove(data: Blocks, hashes: Blocks, root: Root, progress: Progress | None = 
         for first, expected in leaf_runs(hashes, root, digests, hasher, leaf.add):
             if progress:
                 progress(first * BLOCK_BYTES, root.length_bytes)
+            if first // (LEAVES_A_RUN * GROUP_BLOCKS) in just_proven:
+                continue
             base = first * BLOCK_BYTES
             for at, chunk in pieces(data, base, len(expected) * GROUP_BLOCKS, ahead):
                 wanted = expected[at // GROUP_BLOCKS :][: len(chunk) // GROUP_BLOCKS]
