@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-_TURN_S = 0.0002
+_TURN_S = 0.0005
 
 
 def main(argv: Sequence[str] | None = None) -> int:
