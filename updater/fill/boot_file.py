@@ -245,7 +245,12 @@ def _made(fetcher: Fetcher, delta: Delta, recipe: Recipe, old: BinaryIO, what: s
 
 
 def _applied(operation: Operation, payload: memoryview, old: BinaryIO, what: str) -> bytes:
-    source = b"".join(_blocks(old, run.first, run.blocks) for run in operation.sources)
+    # Behind the file's end stand zeros.
+    room = bytearray(sum(run.blocks for run in operation.sources) * BLOCK_BYTES)
+    source, at = memoryview(room), 0
+    for run in operation.sources:
+        os.preadv(old.fileno(), [source[at : at + run.blocks * BLOCK_BYTES]], run.first * BLOCK_BYTES)
+        at += run.blocks * BLOCK_BYTES
     try:
         return apply(operation, payload, source, what)
     except EnvironmentFailure as error:

@@ -108,6 +108,8 @@ def _patched(payload: bytes, source: bytes | memoryview, output_bytes: int, what
         source_at += triple.add + triple.seek
         diff_at += triple.add
         insert_at += triple.insert
+    # They go before the output is copied.
+    del control, diff, insert
     return bytes(output)
 
 
