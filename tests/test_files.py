@@ -364,6 +364,20 @@ def test_a_damaged_fat_file_system_ends_in_an_error_never_in_a_loop(quick_path: 
 class TestExt4:
     """What only an ext4 image does."""
 
+    def test_what_somebody_else_changes_in_the_image_is_seen(self, tmp_path: Path) -> None:
+        image = ext4_image(tmp_path)
+        folder = Ext4Image(image, offset_bytes=OFFSET, base="lib/acl", writable=True)
+        folder.write_new("deep/a.json", [b"1"])
+        assert folder.names("deep") == ["a.json"]
+        other = Ext4Image(image, offset_bytes=OFFSET, base="lib/acl", writable=True)
+        other.write_new("deep/b.json", [b"2"])
+        assert folder.names("deep") == ["a.json", "b.json"]
+        other.remove("deep")
+        assert folder.size("deep/a.json") is None
+        folder.write_new("deep/c.json", [b"3"])
+        assert folder.names("deep") == ["c.json"]
+        assert_ext4_sound(image)
+
     def test_files_belong_to_root_and_are_readable_by_all(self, tmp_path: Path) -> None:
         image = ext4_image(tmp_path)
         folder = Ext4Image(image, offset_bytes=OFFSET, base="lib/acl", writable=True)

@@ -323,6 +323,23 @@ def test_a_rotten_running_slot_stops_a_stage_before_its_first_byte(machine: Simu
     assert machine.partitions[Slot.B, "data"].writes == []
 
 
+def test_the_fallback_is_proven_whole_before_anything_of_the_other_slot_changes(machine: SimulatedMachine) -> None:
+    running, other = machine.partitions[Slot.A, "data"], machine.partitions[Slot.B, "data"]
+
+    class Reads(list[tuple[int, int]]):
+        def append(self, read: tuple[int, int]) -> None:
+            super().append(read)
+            phase = machine.session().store.journal().phase
+            assert (phase, other.writes) == ("idle", []), "the fallback was still being proven"
+
+    machine.session()
+    running.reads = Reads()
+    staged(machine)
+    proven = {block for at, length in running.reads for block in range(at // 4096, (at + length) // 4096)}
+    assert proven >= set(range(len(ONE.image) // 4096)), "the fallback was not read whole"
+    assert other.writes
+
+
 def test_a_tampered_uki_of_the_running_slot_stops_a_stage(machine: SimulatedMachine) -> None:
     machine.esp.write_new("EFI/acl/a.efi", [b"something else"])
     with pytest.raises(SlotDamaged, match=r"a\.efi|uki\.efi"):

@@ -74,6 +74,9 @@ class Ext4Image:
             )
         find_tool("debugfs", package=_PACKAGE)
         self._source = (image, offset_bytes)
+        # Each look costs a process: folders that were listed are remembered for as long as nobody writes the file.
+        self._folders: dict[str, list[_Node]] = {}
+        self._listed_at = 0
         self._replayed: Callable[[], object] | None = None
         raw, incompatible = self._superblock()
         self._length = struct.unpack_from("<I", raw, 4)[0] * (1024 << struct.unpack_from("<I", raw, 24)[0])
@@ -129,7 +132,7 @@ class Ext4Image:
         commands = [f'cd "/{parent}"', f'ln "{name}.new" "{name}"', f'unlink "{name}.new"']
         if self._node(path) is not None:
             commands.insert(1, f'rm "{name}"')
-        self._edit(commands)
+        self._edit(parent, commands)
 
     def overwrite(self, path: str, content: bytes) -> None:
         """Put `content` over a file of that very length; a kill midway may leave it partial."""
@@ -143,12 +146,14 @@ class Ext4Image:
         node = self._node(path)
         if node is None:
             return
+        parent = self._full(path).rpartition("/")[0]
         if node.is_directory:
             for name in self.names(path):
                 self.remove(f"{path}/{name}")
-            self._edit([f"rmdir {self._at(path)}"])
+            self._folders.pop(self._full(path), None)
+            self._edit(parent, [f"rmdir {self._at(path)}"])
         else:
-            self._edit([f"rm {self._at(path)}"])
+            self._edit(parent, [f"rm {self._at(path)}"])
 
     def names(self, path: str = "") -> list[str]:
         """Return the sorted names in a folder; an absent folder has none."""
@@ -199,14 +204,14 @@ class Ext4Image:
         commands = [f'cd "/{parent}"', f'write "{local}" "{name}"', f'sif "{name}" uid 0', f'sif "{name}" gid 0']
         if old is not None:
             commands.insert(1, f'rm "{name}"')
-        self._edit(commands)
+        self._edit(parent, commands)
 
     def _make_parents(self, path: str) -> None:
         parts = self._full(path).split("/")[:-1]
         for depth in range(1, len(parts) + 1):
             above, name = "/".join(parts[: depth - 1]), parts[depth - 1]
             if not any(node.name == name for node in self._listed(above)):
-                self._edit([f'cd "/{above}"', f'mkdir "{name}"'])
+                self._edit(above, [f'cd "/{above}"', f'mkdir "{name}"'])
 
     def _full(self, path: str) -> str:
         full = "/".join(part for part in (self._base, checked(path)) if part)
@@ -223,6 +228,18 @@ class Ext4Image:
 
     def _listed(self, full: str) -> list[_Node]:
         """Return what a folder holds; nothing when it is absent or no folder."""
+        if self._written_at() != self._listed_at:
+            self._folders.clear()
+            self._listed_at = self._written_at()
+        if full not in self._folders:
+            self._folders[full] = self._looked(full)
+        return self._folders[full]
+
+    def _written_at(self) -> int:
+        with explained(f"cannot read {self._name}", "check the image file"):
+            return self._image.stat().st_mtime_ns
+
+    def _looked(self, full: str) -> list[_Node]:
         raw = self._debugfs(f'ls -p "/{full}"', absent_is_fine=True)
         nodes = []
         for line in raw.decode("utf-8", "surrogateescape").splitlines():
@@ -238,17 +255,23 @@ class Ext4Image:
             raise self._failed(command, complaint)
         return b"" if complaint else done.stdout
 
-    def _edit(self, commands: list[str]) -> None:
+    def _edit(self, folder: str, commands: list[str]) -> None:
+        """Run debugfs's commands, which change what `folder` holds and nothing else."""
         if not self._writable:
             raise ValueError(f"{self._name} is open for reading only")
         self._write_back()
+        only_ours = self._written_at() == self._listed_at
         script = "".join(f"{command}\n" for command in commands)
         done = run(
             ["debugfs", "-w", "-f", "-", f"{self._image}?offset={self._offset}"], stdin=script.encode(), timeout_s=300
         )
         complaint = _complaint(done.stderr)
         if complaint:
+            self._folders.clear()
             raise self._failed("; ".join(commands), complaint)
+        self._folders.pop(folder, None)
+        if only_ours:
+            self._listed_at = self._written_at()
         with explained(f"cannot flush {self._image}", "see dmesg"), self._image.open("rb") as file:
             os.fsync(file.fileno())
 

@@ -73,6 +73,7 @@ class Kept:
         self._new_names = False
         self._unsynced_bytes = 0
         self._settle: Callable[[], None] | None = None
+        self._settling_thread = 0
         self._used: list[tuple[str, int, int]] = []
         self._used_bytes = 0
         self._settled: list[tuple[str, int, int]] = []
@@ -136,7 +137,7 @@ class Kept:
 
     def used(self, path: str, offset: int, length: int) -> None:
         """Note that a part was used: it is forgotten when what was made of it is durable."""
-        if self._settle is None:
+        if self._settle is None or self._settling_thread != threading.get_ident():
             return
         self._used.append((path, offset, length))
         self._used_bytes += length
@@ -149,8 +150,8 @@ class Kept:
 
     @contextmanager
     def until_durable(self, settle: Callable[[], None]) -> Iterator[None]:
-        """Let go inside the block of what is used; `settle` makes durable what was written so far."""
-        self._settle = settle
+        """Let go inside the block of what this thread uses; `settle` makes durable what was written so far."""
+        self._settle, self._settling_thread = settle, threading.get_ident()
         try:
             yield
         finally:

@@ -6,12 +6,16 @@ import os
 import sys
 from collections.abc import Sequence
 
+_TURN_S = 0.0005
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code (see docs/exit-codes.md)."""
     from updater.cli.arguments import parser
     from updater.errors import ExitCode, UpdaterError
 
+    # Threads that read, fetch and unpack are soon done with Python, and wait for their turn behind those that hash.
+    sys.setswitchinterval(_TURN_S)
     args = parser().parse_args(argv)
     from updater.cli.output import show_error, start_logging
 

@@ -35,6 +35,9 @@ OldFile = Callable[[], Iterable[bytes]]
 
 _PIECE_BLOCKS = 256
 
+_BYTES_AHEAD = 6 << 20
+"""Payloads that are under way or wait: less than the image's, beside which a UKI is made."""
+
 
 def fetch_file(
     fetcher: Fetcher,
@@ -216,7 +219,7 @@ def _made(fetcher: Fetcher, delta: Delta, recipe: Recipe, old: BinaryIO, what: s
     """Yield the new file from its first byte to its last."""
     payload = delta.payload
     parts = (Part(payload.path, item.offset, item.length_bytes, item.sha256) for item in recipe.operations if payload)
-    arriving = fetch_spans(fetcher, spans(parts))
+    arriving = fetch_spans(fetcher, spans(parts), bytes_ahead=_BYTES_AHEAD)
     left = recipe.content_bytes
     output = b""
     made = -1
@@ -242,7 +245,12 @@ def _made(fetcher: Fetcher, delta: Delta, recipe: Recipe, old: BinaryIO, what: s
 
 
 def _applied(operation: Operation, payload: memoryview, old: BinaryIO, what: str) -> bytes:
-    source = b"".join(_blocks(old, run.first, run.blocks) for run in operation.sources)
+    # Behind the file's end stand zeros.
+    room = bytearray(sum(run.blocks for run in operation.sources) * BLOCK_BYTES)
+    source, at = memoryview(room), 0
+    for run in operation.sources:
+        os.preadv(old.fileno(), [source[at : at + run.blocks * BLOCK_BYTES]], run.first * BLOCK_BYTES)
+        at += run.blocks * BLOCK_BYTES
     try:
         return apply(operation, payload, source, what)
     except EnvironmentFailure as error:

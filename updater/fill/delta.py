@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import closing
 
-from updater.errors import EnvironmentFailure
+from updater.errors import EnvironmentFailure, UpdaterError
 from updater.fetch import Fetcher
 from updater.fill.landing import Landing
 from updater.fill.pipeline import Pipeline
@@ -45,7 +47,7 @@ class DeltaWay:
             fetch_bytes=self._delta.recipe.length_bytes + sum(span.length for span in wanted),
             write_bytes=most_written(landing, groups),
             requests=1 + len(wanted),
-            memory_bytes=recipe.memory_bytes + most_held_bytes(wanted) + Pipeline.memory_bytes,
+            memory_bytes=recipe.memory_bytes + _largest(recipe) + most_held_bytes(wanted) + Pipeline.memory_bytes,
         )
 
     def fill(self, landing: Landing, pipeline: Pipeline) -> None:
@@ -54,21 +56,21 @@ class DeltaWay:
         groups = landing.missing()
         needed = self._needed(landing, groups)
         arriving = fetch_spans(self._fetcher, self._requests(needed))
-        outputs = _Outputs(self._made(needed, arriving))
-        try:
+        # While the blocks of one group are copied, the next operation is applied.
+        with closing(arriving), ThreadPoolExecutor(max_workers=1, thread_name_prefix="apply") as ahead:
+            outputs = _Outputs(zip(needed, arriving, strict=False), self._made, ahead)
             for group in groups:
-                blocks = landing.blocks_of(group)
-                content = bytearray(blocks * BLOCK_BYTES)
-                for row in rows_within(self._rows, group * GROUP_BLOCKS, blocks):
+                room = pipeline.room(group)
+                for row in rows_within(self._rows, group * GROUP_BLOCKS, landing.blocks_of(group)):
                     low = (row.first - group * GROUP_BLOCKS) * BLOCK_BYTES
-                    high = low + row.blocks * BLOCK_BYTES
+                    part = room[low : low + row.blocks * BLOCK_BYTES]
                     if row.operation >= 0:
-                        content[low:high] = outputs.of(row)
+                        part[:] = outputs.of(row)
                     elif row.source >= 0:
-                        content[low:high] = self._source.read(row.source, row.blocks)
-                pipeline.put(group, content)
-        finally:
-            arriving.close()
+                        self._source.read_into(row.source, part)
+                    else:
+                        part[:] = bytes(len(part))
+                pipeline.filled(group)
 
     def _opened(self) -> Recipe:
         if self._recipe is None:
@@ -101,31 +103,65 @@ class DeltaWay:
             return iter(())
         return spans(Part(payload.path, item.offset, item.length_bytes, item.sha256) for item in operations)
 
-    def _made(
-        self, needed: list[Operation], arriving: Generator[tuple[Part, memoryview], None, None]
-    ) -> Iterator[tuple[int, bytes]]:
-        for operation, (_, payload) in zip(needed, arriving, strict=True):
-            source = self._source.proven(operation.sources)
-            try:
-                output = apply(operation, payload, source, self._what)
-            except EnvironmentFailure as error:
-                raise WayFailed(error.message, mend=error.mend, reason=error.reason) from error
-            yield operation.number, output
+    def _made(self, operation: Operation, payload: bytes) -> bytes:
+        source = self._source.proven(operation.sources)
+        try:
+            return apply(operation, payload, source, self._what)
+        except EnvironmentFailure as error:
+            raise WayFailed(error.message, mend=error.mend, reason=error.reason) from error
+
+
+def _largest(recipe: Recipe) -> int:
+    """Return what the operation that is used holds beside the one that is made: its output, and the next payload."""
+    return max((item.output_bytes + item.length_bytes for item in recipe.operations), default=0)
 
 
 class _Outputs:
-    """The output of the operation that is being used: they are used in order, each until the next begins."""
+    """The outputs of operations, which are used in order: one is used while the next one is made.
 
-    def __init__(self, made: Iterator[tuple[int, bytes]]) -> None:
+    What keeps the next one from being made is raised when its turn comes: all that comes before it is used first.
+    """
+
+    def __init__(
+        self,
+        arriving: Iterator[tuple[Operation, tuple[Part, memoryview]]],
+        made: Callable[[Operation, bytes], bytes],
+        ahead: Executor,
+    ) -> None:
+        self._arriving = arriving
         self._made = made
+        self._ahead = ahead
+        self._following: tuple[int, Future[bytes]] | None = None
+        self._trouble: UpdaterError | None = None
         self._number = -1
         self._output = b""
 
     def of(self, row: Row) -> bytes:
         """Return the bytes of a row."""
         if row.operation != self._number:
-            # The old output goes before the new one is made: only one is held.
+            # The old output goes before the next but one is made: two are held.
             self._output = b""
-            self._number, self._output = next(self._made)
+            if self._following is None:
+                self._begin()
+            if self._trouble is not None:
+                raise self._trouble
+            assert self._following is not None
+            self._number, making = self._following
             assert self._number == row.operation
+            self._output = making.result()
+            del making
+            self._begin()
         return self._output[row.at * BLOCK_BYTES : (row.at + row.blocks) * BLOCK_BYTES]
+
+    def _begin(self) -> None:
+        """Let the next operation be made as soon as its payload is there."""
+        self._following = None
+        try:
+            following = next(self._arriving, None)
+        except UpdaterError as trouble:
+            self._trouble = trouble
+            return
+        if following is not None:
+            operation, (_, payload) = following
+            # The span that it lies in is gone when the next one is asked for.
+            self._following = operation.number, self._ahead.submit(self._made, operation, bytes(payload))

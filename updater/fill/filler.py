@@ -15,6 +15,7 @@ from updater.fill.delta import DeltaWay
 from updater.fill.full import FullWay
 from updater.fill.landing import Landing, leaf_digests, runs_of, upper_bytes
 from updater.fill.pipeline import Pipeline
+from updater.fill.read_back import ReadBack
 from updater.fill.reuse import ReuseWay
 from updater.fill.source_slot import SourceSlot
 from updater.fill.ways import FILE_TROUBLE, Filling, WayFailed, most_written
@@ -24,7 +25,7 @@ from updater.manifest import BLOCK_BYTES, Root
 from updater.repository import from_any
 from updater.verity import Progress, prove
 from updater.ways import Choice, Cost, Way, worth_working_out
-from updater.writer import WINDOW_BLOCKS, Source, fill_slot
+from updater.writer import WINDOW_BLOCKS, Source, Written, fill_slot
 
 log = logging.getLogger(__name__)
 
@@ -135,39 +136,53 @@ class Filler:
         for barred, why in self._found.items():
             on_barred(barred, why)
         self._found.clear()
-        tried: list[Way] = []
-        trouble: UpdaterError | None = None
-        written = kept = zeroed = 0
         landing = self._landing
-        if landing is not None:
-            landing.data, landing.hashes = data, hashes
-            landing.begin()
-        for way in choice.order:
-            if landing is not None and not landing.missing():
-                break
-            tried.append(way)
-            if way is Way.PLAIN or landing is None:
-                done = from_any(
-                    partial(fill_slot, source, data, hashes, self._root, progress=progress, proving=proving)
-                    for source in self._sources
-                )
-                written, zeroed = done.written_bytes, done.zeroed_bytes
-                kept = done.kept_bytes - (landing.written if landing else 0)
-                trouble = None
-                break
-            trouble = self._try(way, landing, on_barred, progress) or trouble
-        else:
-            if landing is None or landing.missing():
-                raise trouble or self._misfit(choice.order[-1])
-        if landing is not None:
+        if landing is None:
+            whole = self._plain(data, hashes, progress, proving)
+            return self._filled([Way.PLAIN], whole.written_bytes, whole.kept_bytes, whole.zeroed_bytes)
+        landing.data, landing.hashes = data, hashes
+        landing.begin()
+        with ReadBack(landing) as behind:
+            tried, done = self._by_ways(landing, choice, on_barred, progress, proving)
             landing.flush()
             if self._fetcher.kept:
                 self._fetcher.kept.made_durable()
-            if tried[-1:] != [Way.PLAIN]:
-                prove(data, hashes, self._root, proving)
-                kept = landing.kept
-            written, zeroed = written + landing.written, zeroed + landing.zeroed
+            if done is None:
+                prove(data, hashes, self._root, proving, just_proven=behind.end())
+        kept = landing.kept if done is None else done.kept_bytes - landing.written
+        written, zeroed = (done.written_bytes, done.zeroed_bytes) if done else (0, 0)
         log.info("filled %s by %s", data.name, ", ".join(way.value for way in tried) or "what it held")
+        return self._filled(tried, written + landing.written, kept, zeroed + landing.zeroed)
+
+    def _by_ways(
+        self,
+        landing: Landing,
+        choice: Choice,
+        on_barred: Barring,
+        progress: Progress | None,
+        proving: Progress | None,
+    ) -> tuple[list[Way], Written | None]:
+        """Take one way after the other until nothing is missing; return those tried, and what the plain one did."""
+        tried: list[Way] = []
+        trouble: UpdaterError | None = None
+        for way in choice.order:
+            if not landing.missing():
+                return tried, None
+            tried.append(way)
+            if way is Way.PLAIN:
+                return tried, self._plain(landing.data, landing.hashes, progress, proving)
+            trouble = self._try(way, landing, on_barred, progress) or trouble
+        if landing.missing():
+            raise trouble or self._misfit(choice.order[-1])
+        return tried, None
+
+    def _plain(self, data: Blocks, hashes: Blocks, progress: Progress | None, proving: Progress | None) -> Written:
+        return from_any(
+            partial(fill_slot, source, data, hashes, self._root, progress=progress, proving=proving)
+            for source in self._sources
+        )
+
+    def _filled(self, tried: list[Way], written: int, kept: int, zeroed: int) -> Filled:
         fetched, requests = self._before
         counters = self._fetcher.counters
         return Filled(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
@@ -14,6 +15,7 @@ from updater.verity import (
     DIGEST_BYTES,
     GROUP_BLOCKS,
     GROUP_BYTES,
+    LEAVES_A_RUN,
     Hasher,
     Progress,
     differing,
@@ -26,6 +28,7 @@ from updater.verity import (
 _ZEROS = bytes(GROUP_BYTES)
 _LEAVES_A_WRITE = 64
 _COMPARED_BYTES = 1 << 18
+_RUN_BYTES = LEAVES_A_RUN * GROUP_BYTES
 
 
 class State(IntEnum):
@@ -90,6 +93,9 @@ class Landing:
         self._waiting = bytearray()
         # What lies on the disk is read into it, by one thread at a time.
         self._room = paged(2 * GROUP_BYTES)
+        # Runs of groups that were written since they were read back, and who waits for the next one to be whole.
+        self.unread = bytearray(b"\1" * -(-self.groups // LEAVES_A_RUN))
+        self.placing = threading.Condition()
         self._hasher = Hasher(bytes.fromhex(root.salt))
         self._zero_leaf = {
             count: self._hasher.digests(self._leaf(self._hasher.of_zeros * count))
@@ -109,22 +115,32 @@ class Landing:
         """Return the groups that are not in place."""
         return [group for group, state in enumerate(self.states) if state < State.LEAFLESS]
 
+    def is_whole(self, run: int) -> bool:
+        """Tell whether all groups of a run (64 of them) are in place."""
+        states = self.states[run * LEAVES_A_RUN : (run + 1) * LEAVES_A_RUN]
+        return states.count(State.PLACED) == len(states)
+
+    def expected(self, group: int, count: int) -> bytes:
+        """Return the proven digests of the leaves over some groups."""
+        return self._leaves[group * DIGEST_BYTES : (group + count) * DIGEST_BYTES]
+
+    def leaf_digests_over(self, content: memoryview, hasher: Hasher) -> bytes:
+        """Return the digests of the leaves over whole groups' blocks."""
+        leaves = self._leaf(hasher.digests(content))
+        return hasher.digests(leaves) if self._has_tree else leaves
+
     def is_zeros(self, group: int) -> bool:
         """Tell whether the image has only zeros there: the tree says so, and nothing need be fetched."""
-        return self._expected(group, 1) == self._zero_leaf[self.blocks_of(group)]
+        return self.expected(group, 1) == self._zero_leaf[self.blocks_of(group)]
 
     def survey(self, progress: Progress | None = None) -> None:
         """Read the slot and note what each group holds; an unreadable one counts as other content."""
-        with ThreadPoolExecutor(max_workers=2, thread_name_prefix="survey") as ahead:
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="survey") as ahead:
             for at, chunk in self._chunks(ahead):
                 if progress:
                     progress(at, self.root.length_bytes)
-                if chunk is None:
-                    continue
-                half = len(chunk) // (2 * GROUP_BYTES) * GROUP_BYTES
-                second = ahead.submit(self._note, (at + half) // GROUP_BYTES, chunk[half:])
-                self._note(at // GROUP_BYTES, chunk[:half])
-                second.result()
+                if chunk is not None:
+                    self._note(at // GROUP_BYTES, chunk)
         if progress:
             progress(self.root.length_bytes, self.root.length_bytes)
 
@@ -150,7 +166,7 @@ class Landing:
             else:
                 digests, state = self._hasher.digests(held), State.OTHER
             leaf = self._leaf(digests)
-            if self._digests_of(leaf) == self._expected(group, 1):
+            if self._digests_of(leaf) == self.expected(group, 1):
                 state = State.PLACED if self._leaf_on_disk(group) == leaf else State.LEAFLESS
             self.states[group] = state
 
@@ -168,7 +184,7 @@ class Landing:
             if state == State.LEAFLESS:
                 content = self.data.read(group * GROUP_BYTES, self.blocks_of(group) * BLOCK_BYTES)
                 leaf = self._leaf(self._hasher.digests(content))
-                if self._digests_of(leaf) == self._expected(group, 1):
+                if self._digests_of(leaf) == self.expected(group, 1):
                     self._take_leaves(group, leaf)
                     self.states[group] = State.PLACED
                 else:
@@ -189,7 +205,7 @@ class Landing:
         digests = self._hasher.digests(content)
         leaves = self._leaf(digests)
         count = -(-len(content) // GROUP_BYTES)
-        wrong = differing(self._expected(first, count), self._digests_of(leaves))
+        wrong = differing(self.expected(first, count), self._digests_of(leaves))
         return leaves, frozenset(first + index for index in wrong)
 
     def write(self, first: int, content: bytes | memoryview, leaves: bytes, wrong: frozenset[int]) -> None:
@@ -204,7 +220,9 @@ class Landing:
             run = leaves[(start - first) * BLOCK_BYTES : (end - first) * BLOCK_BYTES]
             self._write_blocks(start, end, view[low:high], run)
             self._take_leaves(start, run)
-            self.states[start:end] = bytes([State.PLACED]) * (end - start)
+            with self.placing:
+                self.states[start:end] = bytes([State.PLACED]) * (end - start)
+                self.placing.notify_all()
 
     def settle(self) -> None:
         """Write the leaves that wait."""
@@ -231,7 +249,7 @@ class Landing:
 
     def write_blocks(self, first: int, content: bytes | memoryview) -> None:
         """Write blocks that are proven by a hash of their own; the group's proof is still to come."""
-        self.data.write(first * BLOCK_BYTES, content)
+        self._write(self.data, first * BLOCK_BYTES, content)
         self.written += len(content)
         # The group's turn finds them in place.
         self.kept -= len(content)
@@ -286,9 +304,19 @@ class Landing:
     def _write_chosen(self, blocks: Blocks, offset: int, content: bytes | memoryview, chosen: Sequence[int]) -> None:
         view = memoryview(content)
         for low, high in runs_of(chosen):
-            blocks.write(offset + low * BLOCK_BYTES, view[low * BLOCK_BYTES : high * BLOCK_BYTES])
+            self._write(blocks, offset + low * BLOCK_BYTES, view[low * BLOCK_BYTES : high * BLOCK_BYTES])
         self.written += len(chosen) * BLOCK_BYTES
         self.kept += len(content) - len(chosen) * BLOCK_BYTES
+
+    def _write(self, blocks: Blocks, offset: int, content: bytes | memoryview) -> None:
+        """Write blocks; those of the image count as not read back, from before the first of them is written."""
+        if blocks is self.data and len(content):
+            first, last = offset // _RUN_BYTES, (offset + len(content) - 1) // _RUN_BYTES
+            with self.placing:
+                self.unread[first : last + 1] = b"\1" * (last + 1 - first)
+                for group in range(offset // GROUP_BYTES, (offset + len(content) - 1) // GROUP_BYTES + 1):
+                    self.states[group] = State.OTHER
+        blocks.write(offset, content)
 
     def _leaf_on_disk(self, group: int) -> bytes | None:
         if not self._has_tree:
@@ -303,9 +331,6 @@ class Landing:
 
     def _digests_of(self, leaves: bytes) -> bytes:
         return self._hasher.digests(leaves) if self._has_tree else leaves
-
-    def _expected(self, group: int, count: int) -> bytes:
-        return self._leaves[group * DIGEST_BYTES : (group + count) * DIGEST_BYTES]
 
 
 def _readable(blocks: Blocks, offset: int, length: int) -> bytes | None:

@@ -11,6 +11,7 @@ from types import TracebackType
 from updater.blocks import paged
 from updater.errors import EnvironmentFailure
 from updater.fill.landing import Landing
+from updater.fill.read_back import ReadBack
 from updater.manifest import BLOCK_BYTES
 from updater.verity import GROUP_BYTES, Progress
 
@@ -25,10 +26,10 @@ class Pipeline:
     """Takes groups in ascending order, proves and writes them in the background, and collects those that do not prove.
 
     Its memory is three batches of 512 KiB that begin on a page and are used again and again, one that is gathered and
-    one at each stage, and what is compared with what lies on the disk where the last is written.
+    one at each stage, and what is compared with what lies on the disk where the last is written; and the read-back's.
     """
 
-    memory_bytes = (_BATCHES + 3) * _BATCH_BYTES
+    memory_bytes = (_BATCHES + 3) * _BATCH_BYTES + ReadBack.memory_bytes
 
     def __init__(self, landing: Landing, progress: Progress | None = None) -> None:
         """Work on a slot; `progress` counts the image's bytes that are in place."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
-from updater.blocks import Blocks
+from updater.blocks import Blocks, paged
 from updater.errors import EnvironmentFailure, SlotDamaged
 from updater.fill.ways import WayFailed
 from updater.manifest import BLOCK_BYTES, Root
@@ -49,13 +49,19 @@ class SourceSlot:
         except EnvironmentFailure as error:
             raise _unreadable(error) from error
 
-    def proven(self, runs: Iterable[tuple[int, int]]) -> bytes:
+    def proven(self, runs: Sequence[tuple[int, int]]) -> memoryview:
         """Return the blocks of runs (first, count), joined, each proven; raise WayFailed (`source-damaged`)."""
-        return b"".join(self._proven(first, count) for first, count in runs)
+        room = paged(max(1, sum(count for _, count in runs)) * BLOCK_BYTES)
+        at = 0
+        for first, count in runs:
+            self._prove(first, room[at : at + count * BLOCK_BYTES])
+            at += count * BLOCK_BYTES
+        return room[:at]
 
-    def _proven(self, first: int, count: int) -> bytes:
-        content = self.read(first, count)
-        found = self._hasher.digests(content)
+    def _prove(self, first: int, room: memoryview) -> None:
+        count = len(room) // BLOCK_BYTES
+        self.read_into(first, room)
+        found = self._hasher.digests(room)
         bad = differing(self._expected(first, count), found)
         if bad:
             raise WayFailed(
@@ -63,7 +69,6 @@ class SourceSlot:
                 mend="this disk is failing; the release can still be fetched whole",
                 reason="source-damaged",
             )
-        return content
 
     def _expected(self, first: int, count: int) -> bytes:
         if not geometry(self.root).levels:

@@ -24,14 +24,19 @@ def zstd() -> ModuleType:
     return module
 
 
-def unpack(raw: bytes | memoryview, content_bytes: int, what: str, *, prefix: bytes = b"") -> bytes:
+def unpack(raw: bytes | memoryview, content_bytes: int, what: str, *, prefix: bytes | memoryview = b"") -> bytes:
     """Return one zstd frame's content; raise InvalidDocument unless it has exactly `content_bytes` bytes."""
     window_log = max(10, (content_bytes + len(prefix)).bit_length())
     return b"".join(unpacked(raw, content_bytes, what, window_log=window_log, prefix=prefix))
 
 
 def unpacked(
-    raw: bytes | memoryview, content_bytes: int, what: str, *, window_log: int = MOST_WINDOW_LOG, prefix: bytes = b""
+    raw: bytes | memoryview,
+    content_bytes: int,
+    what: str,
+    *,
+    window_log: int = MOST_WINDOW_LOG,
+    prefix: bytes | memoryview = b"",
 ) -> Iterator[bytes]:
     """Yield one zstd frame's content in pieces of at most 256 KiB; raise InvalidDocument for any other length."""
     return unpacked_stream((raw,), content_bytes, what, window_log=window_log, prefix=prefix)
@@ -43,7 +48,7 @@ def unpacked_stream(
     what: str,
     *,
     window_log: int = MOST_WINDOW_LOG,
-    prefix: bytes = b"",
+    prefix: bytes | memoryview = b"",
 ) -> Iterator[bytes]:
     """Yield the content of one zstd frame that comes in chunks, in pieces of at most 256 KiB.
 

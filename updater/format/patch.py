@@ -38,7 +38,7 @@ class Triple(NamedTuple):
     seek: int
 
 
-def apply(operation: Operation, payload: bytes | memoryview, source: bytes, what: str) -> bytes:
+def apply(operation: Operation, payload: bytes | memoryview, source: bytes | memoryview, what: str) -> bytes:
     """Return the operation's output, proven.
 
     Raises Untrusted (`wrong-bytes`) before `payload` is unpacked when it is not what the recipe pins; InvalidDocument
@@ -79,7 +79,7 @@ def most_triples(output_bytes: int) -> int:
     return output_bytes // 64 + 64
 
 
-def _patched(payload: bytes, source: bytes, output_bytes: int, what: str) -> bytes:
+def _patched(payload: bytes, source: bytes | memoryview, output_bytes: int, what: str) -> bytes:
     if len(payload) < _HEADER.size:
         raise malformed(what, "it has no header")
     count, coders, control_bytes, diff_bytes = _HEADER.unpack_from(payload)
@@ -108,6 +108,8 @@ def _patched(payload: bytes, source: bytes, output_bytes: int, what: str) -> byt
         source_at += triple.add + triple.seek
         diff_at += triple.add
         insert_at += triple.insert
+    # They go before the output is copied.
+    del control, diff, insert
     return bytes(output)
 
 

@@ -116,7 +116,8 @@ def _operation(
     if sources:
         rows, diff, insert = triples(source, output)
         if len(rows) <= patch.most_triples(len(output)):
-            forms.append((Codec.BSDIFF, patch.encode_triples(rows, diff, insert, _LEVEL)))
+            # Its streams are smallest in bzip2 or LZMA2: zstd at its highest level takes longer than both, for nothing.
+            forms.append((Codec.BSDIFF, patch.encode_triples(rows, diff, insert, _TRYING_LEVEL)))
     # zstd's highest levels take longer than all else, and never gain this much.
     if not forms or len(patch.encode_zstd(source, output, _TRYING_LEVEL)) < len(forms[0][1]) * _MOST_GAIN:
         forms.append((Codec.ZSTD, patch.encode_zstd(source, output, _LEVEL)))

@@ -9,17 +9,16 @@ from updater.records import ReleaseRecord
 from updater.situation import running_is_proven
 from updater.slots import Slot
 from updater.steps.session import Session
+from updater.verity import Progress, prove
 
 
-def prove_image(session: Session, slot: Slot, release: ReleaseRecord) -> None:
+def prove_image(session: Session, slot: Slot, release: ReleaseRecord, progress: Progress | None = None) -> None:
     """Read a slot's image and hash tree against the release's root hash; raise SlotDamaged."""
-    from updater.verity import prove
-
     data = session.node.blocks(slot, "data")
     try:
         hashes = session.node.blocks(slot, "hash")
         try:
-            prove(data, hashes, release.root.as_root(), session.reporter.advance)
+            prove(data, hashes, release.root.as_root(), progress or session.reporter.advance)
         finally:
             hashes.close()
     finally:
@@ -37,8 +36,11 @@ def prove_boot_files(session: Session, slot: Slot, release: ReleaseRecord) -> No
         )
 
 
-def prove_fallback(session: Session, facts: Facts) -> ReleaseRecord:
-    """Prove the running slot, whole; return its release. Nothing may be staged or armed without it."""
+def prove_fallback(session: Session, facts: Facts, progress: Progress | None = None) -> ReleaseRecord:
+    """Prove the running slot, whole; return its release. Nothing may be staged or armed without it.
+
+    It only reads, and may do so in a thread of its own: `progress` then takes the place of the session's reporter.
+    """
     slot = facts.running.slot
     proven = facts.ledger.proven_in(slot)
     if proven is None or not running_is_proven(facts):
@@ -48,7 +50,7 @@ def prove_fallback(session: Session, facts: Facts) -> ReleaseRecord:
             reason="running-not-proven",
         )
     try:
-        prove_image(session, slot, proven.release)
+        prove_image(session, slot, proven.release, progress)
         prove_boot_files(session, slot, proven.release)
     except SlotDamaged as error:
         raise SlotDamaged(

@@ -24,6 +24,8 @@ from updater.progress import step
 from updater.records import UKI_NAME, Brought, FileRecord, Journal, ReleaseRecord, Update
 from updater.repository import Repository
 from updater.situation import Situation, decide
+from updater.steps.beside import Beside
+from updater.steps.boot_file_beside import MadeBeside, made_beside
 from updater.steps.proofs import prove_boot_files, prove_fallback
 from updater.steps.session import Session
 from updater.steps.ways import WorkedOut, worked_out
@@ -122,10 +124,13 @@ def stage(session: Session, repository: Repository, *, to: str | None) -> Plan:
     plan.refuse_unless_possible()
     with (
         _keeping(session, repository, plan.release),
+        # It only reads, as working out does: both may go on at once. Nothing is written before it is over.
+        Beside(lambda progress: prove_fallback(session, facts, progress), "prove-fallback") as fallback,
         worked_out(session, repository, facts, manifest, plan.release, thorough=False) as ways,
+        made_beside(ways) as boot_file,
     ):
         plan = ways.planned(plan)
-        brought = _execute(session, facts, plan, ways)
+        brought = _execute(session, facts, plan, ways, fallback, boot_file)
     return replace(plan, brought=brought)
 
 
@@ -156,12 +161,19 @@ def forget_partial(node: Node) -> None:
         shutil.rmtree(node.partial, ignore_errors=True)
 
 
-def _execute(session: Session, facts: Facts, plan: Plan, ways: WorkedOut) -> Brought:
+def _execute(
+    session: Session,
+    facts: Facts,
+    plan: Plan,
+    ways: WorkedOut,
+    fallback: Beside[ReleaseRecord],
+    boot_file: MadeBeside | None,
+) -> Brought:
     node, reporter, release, slot = session.node, session.reporter, plan.release, plan.slot
     sentences = dict(plan.steps)
 
     with step(reporter, "prove-fallback", sentences["prove-fallback"]) as said:
-        prove_fallback(session, facts)
+        fallback.result(reporter.advance)
         said.append(f"slot {plan.from_slot} holds release {plan.from_version}, whole")
 
     with step(reporter, "record-intent", sentences["record-intent"]):
@@ -208,7 +220,7 @@ def _execute(session: Session, facts: Facts, plan: Plan, ways: WorkedOut) -> Bro
     with step(reporter, "place-boot-files", sentences["place-boot-files"]) as said:
         given: list[str] = []
         for file, shape in zip(release.files_of(slot), boot_files(release, slot), strict=True):
-            files[file.name] = _place(session, plan, ways, file, shape, given).value
+            files[file.name] = _place(session, plan, ways, file, shape, given, boot_file).value
         said += [f"{name}: {way}" for name, way in files.items()]
         prove_boot_files(session, slot, release)
 
@@ -257,16 +269,27 @@ def _brought(ways: WorkedOut, filled: Filled, files: dict[str, str], read_back: 
     )
 
 
-def _place(session: Session, plan: Plan, ways: WorkedOut, file: FileRecord, shape: BootFile, given: list[str]) -> Way:
-    """Fetch one boot file to scratch, prove it, and only then let its bytes reach the ESP.
+def _place(
+    session: Session,
+    plan: Plan,
+    ways: WorkedOut,
+    file: FileRecord,
+    shape: BootFile,
+    given: list[str],
+    made: MadeBeside | None,
+) -> Way:
+    """Fetch one boot file to scratch unless it was made already, prove it, and only then let it reach the ESP.
 
     `given` gathers the words of the command line; the UKI comes last, and is placed only when all of them together
     boot this release from this slot.
     """
     node, release = session.node, plan.release
     with node.scratch_folder() as scratch:
-        path = scratch / file.name
-        way = ways.fetch(file, path)
+        path = made.path(file, session.reporter.advance) if made else None
+        way = Way.DELTA
+        if path is None:
+            path = scratch / file.name
+            way = ways.fetch(file, path)
         try:
             given += _sound_words(path, file, session, release)
             if file.name == UKI_NAME:

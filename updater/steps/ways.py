@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from updater.records import UKI_NAME, BarredWay, FileRecord, Journal, ReleaseRec
 from updater.repository import Repository
 from updater.situation import running_is_proven
 from updater.steps.session import Session
+from updater.verity import Progress
 from updater.ways import Choice, Cost, Way, choose_way
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ class WorkedOut:
     uki_costs: tuple[Cost, ...]
     uki_choice: Choice
     uki_delta: Delta | None
+    memory_bytes: int | None = None
+    """What all that goes on at once may take; None where there is no limit."""
 
     def planned(self, plan: Plan) -> Plan:
         """Return the plan with these ways."""
@@ -67,16 +70,46 @@ class WorkedOut:
     def fetch(self, file: FileRecord, path: Path) -> Way:
         """Write a boot file, proven, to a file of scratch; return the way that it came by."""
         is_uki = file.name == UKI_NAME
+        return self._fetched(
+            file,
+            path,
+            self.uki_choice if is_uki else Choice((Way.PLAIN,), ""),
+            lambda way, error: self._bar(way, file.name, error),
+            self.session.reporter.advance,
+        )
+
+    def make_uki(self, file: FileRecord, path: Path, progress: Progress) -> None:
+        """Write the UKI, proven, to a file of scratch, by its delta and no other way; note nothing of a failure."""
+        self._fetched(file, path, Choice((Way.DELTA,), ""), lambda way, error: None, progress)
+
+    @property
+    def uki_goes_beside(self) -> bool:
+        """Tell whether the UKI's delta may be applied while the slot is filled: both fit into the memory together."""
+        image = next(cost for cost in self.image_costs if cost.way is self.image_choice.taken)
+        uki = next(cost for cost in self.uki_costs if cost.way is self.uki_choice.taken)
+        if uki.way is not Way.DELTA:
+            return False
+        return self.memory_bytes is None or image.memory_bytes + uki.memory_bytes <= self.memory_bytes
+
+    def _fetched(
+        self,
+        file: FileRecord,
+        path: Path,
+        choice: Choice,
+        on_barred: Callable[[Way, UpdaterError], None],
+        progress: Progress,
+    ) -> Way:
+        is_uki = file.name == UKI_NAME
         return fetch_file(
             self.repository.fetcher,
             file,
             self.transport.uki if is_uki else None,
-            self.uki_choice if is_uki else Choice((Way.PLAIN,), ""),
+            choice,
             path,
             delta=self.uki_delta if is_uki else None,
             held=lambda: self.session.node.boot.artifact_chunks(self.facts.running.slot, file.name),
-            on_barred=lambda way, error: self._bar(way, file.name, error),
-            progress=self.session.reporter.advance,
+            on_barred=on_barred,
+            progress=progress,
             what=f"{file.name} of release {self.release.version}",
         )
 
@@ -147,7 +180,18 @@ def worked_out(
         beside = taken.fetch_bytes + others
         uki_choice = choose_way(uki_costs, most_bytes=cap, beside_bytes=beside, most_memory_bytes=memory)
         yield WorkedOut(
-            session, repository, facts, release, transport, image, costs, choice, uki_costs, uki_choice, picked.delta
+            session,
+            repository,
+            facts,
+            release,
+            transport,
+            image,
+            costs,
+            choice,
+            uki_costs,
+            uki_choice,
+            picked.delta,
+            memory,
         )
 
 
