@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -83,8 +84,8 @@ VARIANTS = {
 class Ours:
     """A player that runs the product's own commands."""
 
-    def __init__(self, variant: Variant, match: Match, tools: ToolTree) -> None:
-        """Take the pair and the tools that make disks."""
+    def __init__(self, variant: Variant, match: Match, tools: ToolTree, disks: dict[str, Disk]) -> None:
+        """Take the pair, the tools that make disks, and those made so far: one for each pair, which variants share."""
         self.name = variant.name
         self._variant = variant
         self._match = match
@@ -92,7 +93,7 @@ class Ours:
         self._folder = match.folder / variant.name
         self._served = variant.shared or variant.name
         self._site = Site(match.served / self._served)
-        self._disk: Disk | None = None
+        self._disks = disks
         self._expected = ""
 
     def make(self) -> Making:
@@ -103,7 +104,9 @@ class Ours:
         key = [*self._publishing(), publishing_digest(), f"{datetime.now(UTC):%Y-%m-%d}"]
         key += [hashlib.sha256((release.folder / "manifest.json").read_bytes()).hexdigest() for release in releases]
         making = made_once(match.served / f"{self._served}.json", key, self._made, (self._site.folder,))
-        self._disk = make_disk(self._folder, match.old, roomy_layout(self._folder, releases), self._tools)
+        if match.name not in self._disks:
+            folder = match.folder / "node"
+            self._disks[match.name] = make_disk(folder, match.old, roomy_layout(folder, releases), self._tools)
         return making
 
     def _made(self) -> Making:
@@ -118,12 +121,13 @@ class Ours:
     @property
     def disk(self) -> Disk:
         """Return the node's disk."""
-        assert self._disk is not None
-        return self._disk
+        return self._disks[self._match.name]
 
     def reset(self, other_slot: str) -> None:
         disk, match = self.disk, self._match
         disk.reset()
+        # What a node keeps of a stage that did not end would be fetched by nobody.
+        shutil.rmtree(disk.path.with_name(f"{disk.path.name}.partial"), ignore_errors=True)
         fill(
             disk.path,
             other_slot,

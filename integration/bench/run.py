@@ -21,7 +21,7 @@ from integration.bench.peers import Peers, find_peer, peers
 from integration.bench.player import Ground, Match, Peer, Player
 from integration.bench.results import Failure, Making, Sample
 from integration.bench.server import serve
-from integration.bench.site import build_side, existing
+from integration.bench.site import Disk, build_side, existing
 from integration.bench.sizes import make_match, size_name
 from integration.images.tooltree import ToolTree, tool_tree
 from updater.errors import UpdaterError
@@ -71,6 +71,7 @@ class Bench:
         self._served = folder / "served"
         self._matches: dict[str, Match] = {}
         self._players: dict[tuple[str, str], Player | None] = {}
+        self._disks: dict[str, Disk] = {}
         self._keys = _certificate(folder / "keys", self._peers)
         self.record.notes.update({f"{name}: not run": why for name, why in self._peers.missing.items()})
 
@@ -126,6 +127,7 @@ class Bench:
                         _remove(leftover)
         finally:
             del self._matches[name]
+            self._disks.pop(name, None)
             for leftover in (folder, self._served / name):
                 _remove(leftover)
 
@@ -206,7 +208,7 @@ class Bench:
         if name in VARIANTS:
             variant = VARIANTS[name]
             self.record.summaries[name] = variant.summary
-            return Ours(variant, match, self._tools)
+            return Ours(variant, match, self._tools, self._disks)
         contender = BY_NAME[name]
         self.record.summaries[name] = contender.summary
         if contender.note:
