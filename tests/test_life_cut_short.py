@@ -1,0 +1,77 @@
+"""What a power cut at a bad moment once left behind, each by itself; tests/test_power_cuts.py looks for more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.machine import SimulatedMachine
+from tests.releases import Publisher, Release, make_release
+from tests.simulated import Power, PowerCut
+from updater.layouts import layout_folders
+from updater.repository import open_repository
+from updater.situation import Situation
+from updater.steps.finalize import finalize
+from updater.steps.recover import recover
+from updater.steps.stage import stage
+from updater.steps.trial import TrialEngine
+
+LAYOUTS = sorted(path.stem for path in layout_folders()[-1].glob("*.yaml"))
+
+
+def make_machine(folder: Path, layout: str) -> tuple[SimulatedMachine, tuple[Release, ...]]:
+    releases = tuple(make_release(f"{number}.0.0", blocks=8, layouts=(layout,)) for number in (1, 2, 3))
+    publisher = Publisher(folder)
+    publisher.publish(*releases)
+    publisher.promote("2.0.0")
+    return SimulatedMachine(releases[0], mirror=publisher.mirror, roots=publisher.roots, layout=layout), releases
+
+
+@pytest.fixture
+def machine(quick_path: Path) -> SimulatedMachine:
+    return make_machine(quick_path, "dps-root")[0]
+
+
+def staged(machine: SimulatedMachine, to: str) -> None:
+    recover(machine.session(), None)
+    with open_repository(machine, built=None) as repository:
+        repository.refresh()
+        stage(machine.session(), repository, to=to)
+
+
+def armed(machine: SimulatedMachine) -> None:
+    finalize(machine.session(), repository=None, health=None)
+
+
+def booted(machine: SimulatedMachine) -> Situation:
+    machine.reboot_now()
+    return recover(machine.session(), None)
+
+
+def committed(machine: SimulatedMachine, to: str) -> None:
+    staged(machine, to)
+    armed(machine)
+    assert booted(machine) is Situation.TRIAL
+    TrialEngine(machine.session()).commit("healthy", "all checks hold")
+    assert machine.booted.version == to
+
+
+def cut(machine: SimulatedMachine, before: str, act: Callable[[], object]) -> None:
+    machine.restored(Power(before=before))
+    with pytest.raises(PowerCut):
+        act()
+    machine.restored(Power())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_release_that_is_adopted_goes_on_updating(quick_path: Path, layout: str) -> None:
+    machine, _ = make_machine(quick_path, layout)
+    machine.state._files.clear()
+    for name in ("EFI/acl/ledger-0.json", "EFI/acl/ledger-1.json"):
+        machine.esp.remove(name)
+    assert booted(machine) is Situation.UNPROVEN
+    TrialEngine(machine.session()).healthy_boot()
+    assert booted(machine) is Situation.IDLE
+    committed(machine, "2.0.0")
