@@ -10,9 +10,11 @@ import pytest
 from tests.machine import SimulatedMachine
 from tests.releases import Publisher, Release, make_release
 from tests.simulated import Power, PowerCut
+from updater.errors import SlotDamaged
 from updater.layouts import layout_folders
 from updater.repository import open_repository
-from updater.situation import Situation
+from updater.situation import Situation, decide
+from updater.steps.cancel import cancel
 from updater.steps.finalize import finalize
 from updater.steps.recover import recover
 from updater.steps.stage import stage
@@ -63,6 +65,35 @@ def cut(machine: SimulatedMachine, before: str, act: Callable[[], object]) -> No
     with pytest.raises(PowerCut):
         act()
     machine.restored(Power())
+
+
+def test_a_cancel_that_is_cut_among_the_boot_files_does_not_leave_a_staged_release(machine: SimulatedMachine) -> None:
+    staged(machine, "2.0.0")
+    cut(machine, "create EFI/acl/ledger-1.json", lambda: cancel(machine.session()))
+    assert "EFI/acl/b.efi" not in machine.esp.files
+    assert booted(machine) is Situation.STAGING
+    committed(machine, "2.0.0")
+
+
+def test_a_cancel_of_an_armed_release_that_is_cut_after_its_entry_is_no_failed_trial(machine: SimulatedMachine) -> None:
+    staged(machine, "2.0.0")
+    armed(machine)
+    cut(machine, "remove EFI/acl/b.efi", lambda: cancel(machine.session()))
+    assert booted(machine) is Situation.STAGED
+    ledger = machine.session().store.ledger()
+    assert ledger is not None
+    assert ledger.quarantine == []
+    armed(machine)
+    assert booted(machine) is Situation.TRIAL
+
+
+def test_a_staged_release_that_is_damaged_is_staged_again(machine: SimulatedMachine) -> None:
+    staged(machine, "2.0.0")
+    machine.esp.remove("EFI/acl/b.efi")
+    with pytest.raises(SlotDamaged, match="stage the release again"):
+        armed(machine)
+    assert decide(machine.session().facts()) is Situation.STAGING
+    committed(machine, "2.0.0")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

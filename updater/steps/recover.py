@@ -49,9 +49,10 @@ def _act(session: Session, facts: Facts, situation: Situation, health: HealthPlu
     """Do what the situation asks for; tell whether it may have changed."""
     update = trial_update(facts)
     if situation is Situation.STAGED and facts.journal.phase == "armed" and facts.journal.update is not None:
-        # The cut came between the intent to arm and the boot entry: the release is staged, no more.
+        # The cut came between the intent to arm and the boot entry, or in the middle of a cancel.
         session.store.write_ledger(msgspec.structs.replace(facts.ledger, armed=None))
-        session.store.write_journal(msgspec.structs.replace(facts.journal, phase="staged"))
+        phase = "staged" if _boot_files_are_whole(session, facts.journal.update) else "staging"
+        session.store.write_journal(msgspec.structs.replace(facts.journal, phase=phase))
         return True
     if (
         situation is Situation.ARMED
@@ -79,6 +80,14 @@ def _act(session: Session, facts: Facts, situation: Situation, health: HealthPlu
         _end_of_rot(session, facts, health)
         return True
     return False
+
+
+def _boot_files_are_whole(session: Session, update: Update) -> bool:
+    try:
+        prove_boot_files(session, update.slot, update.release)
+    except EnvironmentFailure:
+        return False
+    return True
 
 
 def _note_trial_boot(session: Session, facts: Facts, update: Update) -> bool:
