@@ -14,6 +14,7 @@ from updater.errors import SlotDamaged
 from updater.layouts import layout_folders
 from updater.repository import open_repository
 from updater.situation import Situation, decide
+from updater.slots import Slot
 from updater.steps.cancel import cancel
 from updater.steps.finalize import finalize
 from updater.steps.recover import recover
@@ -94,6 +95,30 @@ def test_a_staged_release_that_is_damaged_is_staged_again(machine: SimulatedMach
         armed(machine)
     assert decide(machine.session().facts()) is Situation.STAGING
     committed(machine, "2.0.0")
+
+
+def test_a_stage_that_is_cut_at_its_beginning_leaves_the_old_release_on_record(machine: SimulatedMachine) -> None:
+    committed(machine, "2.0.0")
+    cut(machine, "create loader/entries/b.conf", lambda: staged(machine, "3.0.0"))
+    for _ in range(3):
+        assert machine.reboot_now().slot is Slot.B
+    # Nobody tended it, and its tries are used up.
+    assert booted(machine) is Situation.IDLE
+    assert machine.booted.version == "1.0.0"
+    committed(machine, "3.0.0")
+
+
+def test_a_slot_that_runs_is_not_the_one_that_is_being_staged(machine: SimulatedMachine) -> None:
+    committed(machine, "2.0.0")
+    cut(machine, "remove loader/entries/a.conf", lambda: staged(machine, "3.0.0"))
+    # Somebody picks the old release in the loader's menu before its entry is gone.
+    machine.esp.write_as_firmware("loader/loader.conf", b"default a.conf\n")
+    assert booted(machine) is Situation.UNPROVEN
+    machine.esp.write_as_firmware("loader/loader.conf", b"timeout 0\n")
+    TrialEngine(machine.session()).healthy_boot()
+    assert decide(machine.session().facts()) is Situation.IDLE
+    committed(machine, "3.0.0")
+    assert machine.booted.slot is Slot.B
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

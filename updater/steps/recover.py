@@ -12,7 +12,7 @@ from updater.errors import EnvironmentFailure
 from updater.facts import Facts
 from updater.health_plugin import Cause, Evidence, FailedTrial, HealthPlugin, Stage
 from updater.records import Aftermath, Journal, Ledger, Proven, Quarantined, ReleaseRecord, Update, VerdictRecord
-from updater.situation import Situation, decide
+from updater.situation import Situation, decide, stage_ended
 from updater.slots import Slot
 from updater.steps.commit import finish_commit, trial_update
 from updater.steps.proofs import prove_boot_files, prove_image
@@ -78,6 +78,9 @@ def _act(session: Session, facts: Facts, situation: Situation, health: HealthPlu
         return _revert_that_did_not_boot(session, facts, facts.journal.update)
     if situation is Situation.ROTTED and facts.live:
         _end_of_rot(session, facts, health)
+        return True
+    if stage_ended(facts):
+        session.store.write_journal(Journal(healthy_boot_id=facts.journal.healthy_boot_id))
         return True
     return False
 

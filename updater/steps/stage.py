@@ -167,6 +167,8 @@ def _execute(session: Session, facts: Facts, plan: Plan, ways: WorkedOut) -> Bro
     with step(reporter, "record-intent", sentences["record-intent"]):
         before = facts.journal.update
         resumes = facts.journal.phase == "staging" and before is not None and before.release == release
+        # A boot of the other slot meanwhile turns the direction round.
+        resumes = resumes and before is not None and before.slot is slot
         update = (
             before
             if resumes and before is not None
@@ -182,7 +184,6 @@ def _execute(session: Session, facts: Facts, plan: Plan, ways: WorkedOut) -> Bro
         )
         journal = Journal(phase="staging", update=update, healthy_boot_id=facts.journal.healthy_boot_id)
         session.store.write_journal(journal)
-        session.store.write_ledger(facts.ledger.without_proven(slot).with_seen(release))
         verb = "resumes staging" if resumes else "stages"
         session.record(
             "stage-began",
@@ -195,6 +196,8 @@ def _execute(session: Session, facts: Facts, plan: Plan, ways: WorkedOut) -> Bro
         node.boot.settle(plan.from_slot)
 
     with step(reporter, "withdraw-slot", sentences["withdraw-slot"]):
+        # Not before the running release's entry is one that cannot go bad: until then the other slot may boot.
+        session.store.write_ledger(facts.ledger.without_proven(slot).with_seen(release))
         node.boot.withdraw(slot)
 
     with step(reporter, "fill-slot", sentences["fill-slot"]) as said:
