@@ -121,6 +121,17 @@ def test_a_slot_that_runs_is_not_the_one_that_is_being_staged(machine: Simulated
     assert machine.booted.slot is Slot.B
 
 
+def test_what_rotted_loses_its_entry_though_power_failed_after_its_quarantine(machine: SimulatedMachine) -> None:
+    committed(machine, "2.0.0")
+    for _ in range(4):
+        machine.reboot_now()
+    assert machine.booted.slot is Slot.A
+    cut(machine, "remove loader/entries/b+0-3.conf", lambda: recover(machine.session(), None))
+    assert booted(machine) is Situation.IDLE
+    assert [entry.name for entry in machine.boot.read().order] == ["a.conf"]
+    assert "EFI/acl/b.efi" not in machine.esp.files
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_release_that_is_adopted_goes_on_updating(quick_path: Path, layout: str) -> None:
     machine, _ = make_machine(quick_path, layout)

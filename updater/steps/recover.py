@@ -82,7 +82,18 @@ def _act(session: Session, facts: Facts, situation: Situation, health: HealthPlu
     if stage_ended(facts):
         session.store.write_journal(Journal(healthy_boot_id=facts.journal.healthy_boot_id))
         return True
+    if situation is Situation.IDLE and facts.live and _bears_a_failed_entry(facts, facts.running.slot.other):
+        # A cut came between the quarantine and the removal of what was quarantined.
+        session.node.boot.withdraw(facts.running.slot.other)
+        return True
     return False
+
+
+def _bears_a_failed_entry(facts: Facts, slot: Slot) -> bool:
+    """Tell whether a slot that holds nothing proven still has its entry without tries, beside a good one."""
+    entries = facts.boot.entries_of(slot)
+    good = any(not entry.is_bad for entry in facts.boot.entries_of(slot.other))
+    return facts.ledger.proven_in(slot) is None and bool(entries) and all(e.is_bad for e in entries) and good
 
 
 def _boot_files_are_whole(session: Session, update: Update) -> bool:
