@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from tests.boot_contract import ADDON, FILES, TRIES, UKI, BootContract, BootWorld, boots_until_settled, place, stage
 from tests.grub_world import GrubWorld, factory_files
 from tests.portable_executable import COMMAND_LINE, build_pe, build_uki, uki_sections
+from tests.simulated import SimulatedDirectory
 from updater.boot import grub_env, grub_model
 from updater.boot.grub_block import (
     BLOCK_BYTES,
@@ -358,3 +360,27 @@ def test_pid_1_s_own_deadlines_hold_for_every_boot_that_grub_counts_and_for_no_o
     for words in (*counted, "acl.tries_left=good", "acl.tries_left=last", "acl.tries_left=10"):
         line = f"quiet acl.slot=b {words} panic=1"
         assert bool(re.search(pattern[1], line)) is (words in counted), line
+
+
+class EndsTooEarly(SimulatedDirectory):
+    """A FAT partition on which a cut left files whose chain of clusters is shorter than their length."""
+
+    damaged: frozenset[str] = frozenset()
+
+    def chunks(self, path: str) -> Iterator[bytes]:
+        if path in self.damaged:
+            raise EnvironmentFailure(f"cannot read {path}: Input/output error", reason="io-error")
+        return super().chunks(path)
+
+    def write_new(self, path: str, chunks: Iterable[bytes]) -> None:
+        self.damaged -= {path}
+        super().write_new(path, chunks)
+
+
+def test_a_start_file_that_cannot_be_read_is_written_anew_when_its_slot_is_armed() -> None:
+    world = GrubWorld()
+    stage(world, B)
+    files = EndsTooEarly({**world.files.files, start_path(B): b"loopback"})
+    files.damaged = frozenset({start_path(B)})
+    assert GrubEnv(files).arm(B, "2", tries=TRIES).slot is B
+    assert files.damaged == frozenset()

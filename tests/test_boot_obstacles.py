@@ -206,6 +206,14 @@ def test_an_entry_of_ours_that_cannot_be_read_goes_when_its_slot_is_withdrawn() 
     assert esp.names(ENTRIES) == ["a.conf"]
 
 
+def test_an_entry_of_ours_that_cannot_be_read_stands_in_no_way_and_is_replaced() -> None:
+    esp = esp_with({f"{ENTRIES}/b+3-0.conf": b"#" * 70_000})
+    assert state_of(esp).obstacles == ()
+    assert any("b+3-0.conf is skipped" in note for note in state_of(esp).notes)
+    SystemdBoot(esp, variables()).arm(B, "2", tries=3)
+    assert [entry.name for entry in state_of(esp).order] == ["b+3-0.conf", "a.conf"]
+
+
 class RottenVariables(SimulatedEfiVariables):
     """A firmware that cannot read one of its variables."""
 

@@ -1,4 +1,4 @@
-"""One contract for every kind of folder: mounted, in a FAT image, in an ext4 image, simulated."""
+"""One contract for every kind of folder: mounted, in a FAT image, in an ext4 image, simulated, volatile."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import shutil
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.simulated import SimulatedDirectory
+from tests.volatile_calls import mounted, volatile_calls
+from tests.volatile_files import Manners, VolatileFiles
 from updater.errors import EnvironmentFailure
 from updater.ext4image import Ext4Image
 from updater.fatimage import FatImage
@@ -114,9 +116,25 @@ def simulated() -> Place:
     return Place(folder, folder.set_read_only, lambda: None, True)
 
 
-@pytest.fixture(params=[*KINDS, "simulated"])
+def volatile(manners: Manners) -> Place:
+    """Return the mounted folder over a file system in memory that power cuts are tried on."""
+    tree = VolatileFiles("volatile", manners, capacity_bytes=20 << 20)
+
+    def mark(path: str) -> None:
+        number = tree.find(tuple(path.split("/")))
+        assert number is not None
+        tree.nodes[number] = replace(tree.file(number), read_only=True)
+
+    return Place(mounted(tree), mark, lambda: None, True)
+
+
+@pytest.fixture(params=[*KINDS, "simulated", *(f"volatile-{manners.value}" for manners in Manners)])
 def place(request: pytest.FixtureRequest, quick_path: Path) -> Iterator[Place]:
     kind: str = request.param
+    if kind.startswith("volatile-"):
+        with volatile_calls():
+            yield volatile(Manners(kind.removeprefix("volatile-")))
+        return
     if kind.startswith("fat") and NO_FAT:
         pytest.skip(f"not installed: {NO_FAT} (dosfstools, mtools)")
     if kind.startswith("ext4") and NO_EXT4:

@@ -57,7 +57,7 @@ def decide(facts: Facts) -> Situation:
     """Return where the machine stands: the disk and the loader decide, the journal only says what was meant."""
     update = facts.journal.update
     phase = facts.journal.phase
-    if update is not None and phase != "idle":
+    if update is not None and phase != "idle" and not stage_ended(facts):
         if phase == "reverting":
             return Situation.REVERTED if facts.running.slot is update.slot else Situation.REVERTING
         if phase == "staging":
@@ -66,6 +66,12 @@ def decide(facts: Facts) -> Situation:
             return Situation.STAGED
         return _after_arming(facts, update)
     return _without_update(facts)
+
+
+def stage_ended(facts: Facts) -> bool:
+    """Tell whether the slot that the journal wants to fill runs: its old release booted before it was taken away."""
+    update = facts.journal.update
+    return facts.journal.phase in ("staging", "staged") and update is not None and facts.running.slot is update.slot
 
 
 def trial_is_bootable(facts: Facts, slot: Slot) -> bool:

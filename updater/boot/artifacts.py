@@ -33,6 +33,10 @@ class EspArtifacts:
         """Return the folder of a slot's addons, which the stub finds by the UKI's own name."""
         return f"{self._uki(slot)}.extra.d"
 
+    def names(self, slot: Slot) -> tuple[str, ...]:
+        """Return the names of the files that are there: addons, then the UKI."""
+        return (*self._esp.names(self.addons_path(slot)), *([UKI_NAME] if self.is_there(slot) else []))
+
     def is_there(self, slot: Slot) -> bool:
         """Tell whether the slot has a UKI."""
         return self._esp.size(self._uki(slot)) is not None

@@ -89,7 +89,11 @@ def look(esp: Directory, efi: EfiVariables, shipped: Mapping[str, Slot] | None =
                 continue
             found = loader_model.candidate(file, raw, version=version, read_only=esp.is_read_only(path))
         except EnvironmentFailure as error:
-            broken.append(f"/{path}: {error.message}")
+            # A file that bears one of our names was cut while we wrote it; whatever changes the slot replaces it.
+            if entries.slot_of_name(file) is not None:
+                unlisted.append(file)
+            else:
+                broken.append(f"/{path}: {error.message}")
             continue
         files[file] = entries.parse_entry(raw)
         owner = ours.get(entries.clean_path(files[file].image[-1][1])) if files[file].image else None

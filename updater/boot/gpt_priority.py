@@ -97,6 +97,10 @@ class GptPriority:
         """Read the artifact's files back from the medium; return one sentence for each that is missing or differs."""
         return self._artifacts.verify(slot, files)
 
+    def artifact_names(self, slot: Slot) -> tuple[str, ...]:
+        """Return the names of the files of the slot's artifact that are there: addons, then the UKI."""
+        return self._artifacts.names(slot)
+
     def artifact_chunks(self, slot: Slot, name: str) -> Iterator[bytes]:
         """Yield the bytes of one file of the slot's artifact, read from the medium."""
         return self._artifacts.chunks(slot, name)

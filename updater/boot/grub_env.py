@@ -116,6 +116,10 @@ class GrubEnv:
             return (error.message,)
         return ()
 
+    def artifact_names(self, slot: Slot) -> tuple[str, ...]:
+        """Return the names of the files of the slot's artifact that are there: addons, then the UKI."""
+        return self._artifacts.names(slot)
+
     def artifact_chunks(self, slot: Slot, name: str) -> Iterator[bytes]:
         """Yield the bytes of one file of the slot's artifact, read from the medium."""
         return self._artifacts.chunks(slot, name)
@@ -235,7 +239,7 @@ class GrubEnv:
         if present is not None and not rewrite:
             return
         wanted = self._start_text(slot)
-        if present is None or b"".join(self._files.chunks(start_path(slot))) != wanted:
+        if present is None or self._present_start(slot) != wanted:
             self._files.write_new(start_path(slot), [wanted])
         if b"".join(self._files.chunks(start_path(slot))) != wanted:
             raise EnvironmentFailure(
@@ -243,6 +247,13 @@ class GrubEnv:
                 mend="see dmesg for errors of that disk",
                 reason="io-error",
             )
+
+    def _present_start(self, slot: Slot) -> bytes | None:
+        try:
+            return b"".join(self._files.chunks(start_path(slot)))
+        except EnvironmentFailure:
+            # What a cut left of it may end before its length: it is written anew.
+            return None
 
     def _require_uki(self, slot: Slot, what: str) -> None:
         if not self._artifacts.is_there(slot):

@@ -100,6 +100,9 @@ class BootBackend(Protocol):
     def verify(self, slot: Slot, files: Iterable[BootFile]) -> tuple[str, ...]:
         """Read the artifact's files back from the medium; return one sentence for each that is missing or differs."""
 
+    def artifact_names(self, slot: Slot) -> tuple[str, ...]:
+        """Return the names of the files of the slot's artifact that are there: addons, then the UKI."""
+
     def artifact_chunks(self, slot: Slot, name: str) -> Iterator[bytes]:
         """Yield the bytes of one file of the slot's artifact, read from the medium."""
 

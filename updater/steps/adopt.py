@@ -9,6 +9,7 @@ import msgspec
 from updater.errors import EnvironmentFailure
 from updater.facts import Facts
 from updater.records import UKI_NAME, FileRecord, Ledger, Proven, ReleaseRecord, RootRecord
+from updater.slots import Slot
 from updater.steps.proofs import prove_image
 from updater.steps.session import Session
 from updater.store import utc_text
@@ -45,18 +46,14 @@ def adopt(session: Session, facts: Facts, *, force: bool = False) -> None:
         described.salt,
         described.uuid,
     )
-    digest = hashlib.sha256()
-    length = 0
-    for chunk in session.node.boot.artifact_chunks(slot, UKI_NAME):
-        digest.update(chunk)
-        length += len(chunk)
+    addons = [name for name in session.node.boot.artifact_names(slot) if name != UKI_NAME]
     release = ReleaseRecord(
         version=facts.running.version,
         manifest_sha256="0" * 64,
         security_epoch=0,
         built=utc_text(facts.now),
         root=root,
-        files=[FileRecord(UKI_NAME, length, digest.hexdigest())],
+        files=[_on_record(session, slot, name) for name in (*addons, UKI_NAME)],
     )
     prove_image(session, slot, release)
     session.node.boot.settle(slot)
@@ -71,3 +68,12 @@ def adopt(session: Session, facts: Facts, *, force: bool = False) -> None:
         release=release,
         slot=slot,
     )
+
+
+def _on_record(session: Session, slot: Slot, name: str) -> FileRecord:
+    digest = hashlib.sha256()
+    length = 0
+    for chunk in session.node.boot.artifact_chunks(slot, name):
+        digest.update(chunk)
+        length += len(chunk)
+    return FileRecord(name, length, digest.hexdigest())

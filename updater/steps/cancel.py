@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from updater.errors import NothingToDo, Refused
-from updater.records import Journal
+from updater.records import Journal, Update
 from updater.situation import Situation, decide
 from updater.steps.session import Session
 from updater.steps.stage import forget_partial
@@ -30,6 +30,7 @@ def cancel(session: Session, *, why: str = "an operator asked for it") -> str:
         session.node.boot.prefer(facts.running.slot, facts.running.version)
         ledger = facts.ledger.without_quarantined(facts.running.root_hash)
     else:
+        session.store.write_journal(_while_dropping(facts.journal, update))
         session.node.boot.withdraw(slot)
         ledger = facts.ledger.without_proven(slot)
     session.store.write_ledger(msgspec.structs.replace(ledger, armed=None))
@@ -38,3 +39,11 @@ def cancel(session: Session, *, why: str = "an operator asked for it") -> str:
     sentence = f"the update to release {version} was cancelled: {why}"
     session.record("cancelled", sentence, release=update.release, slot=slot)
     return sentence
+
+
+def _while_dropping(journal: Journal, update: Update) -> Journal:
+    """Return what is true wherever a cut leaves the boot entry and the boot files that are taken away."""
+    if journal.phase == "armed":
+        # With its entry the release is armed still; without it, it is staged at best.
+        return msgspec.structs.replace(journal, update=msgspec.structs.replace(update, armed=None))
+    return msgspec.structs.replace(journal, phase="staging")

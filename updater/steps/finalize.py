@@ -42,10 +42,15 @@ def finalize(
         fallback = prove_fallback(session, facts)
 
     with step(reporter, "prove-slot", sentences["prove-slot"]):
-        if not slot_was_just_proven:
-            prove_image(session, slot, release)
-        prove_boot_files(session, slot, release)
-        _prove_partuuids(session, update)
+        try:
+            if not slot_was_just_proven:
+                prove_image(session, slot, release)
+            prove_boot_files(session, slot, release)
+            _prove_partuuids(session, update)
+        except EnvironmentFailure:
+            # What is not whole is not staged: the next stage goes on from what is.
+            session.store.write_journal(msgspec.structs.replace(facts.journal, phase="staging"))
+            raise
 
     with step(reporter, "check-loader", sentences["check-loader"]):
         obstacles = node.boot.read().obstacles

@@ -12,7 +12,7 @@ from updater.errors import EnvironmentFailure
 from updater.facts import Facts
 from updater.health_plugin import Cause, Evidence, FailedTrial, HealthPlugin, Stage
 from updater.records import Aftermath, Journal, Ledger, Proven, Quarantined, ReleaseRecord, Update, VerdictRecord
-from updater.situation import Situation, decide
+from updater.situation import Situation, decide, stage_ended
 from updater.slots import Slot
 from updater.steps.commit import finish_commit, trial_update
 from updater.steps.proofs import prove_boot_files, prove_image
@@ -49,9 +49,10 @@ def _act(session: Session, facts: Facts, situation: Situation, health: HealthPlu
     """Do what the situation asks for; tell whether it may have changed."""
     update = trial_update(facts)
     if situation is Situation.STAGED and facts.journal.phase == "armed" and facts.journal.update is not None:
-        # The cut came between the intent to arm and the boot entry: the release is staged, no more.
+        # The cut came between the intent to arm and the boot entry, or in the middle of a cancel.
         session.store.write_ledger(msgspec.structs.replace(facts.ledger, armed=None))
-        session.store.write_journal(msgspec.structs.replace(facts.journal, phase="staged"))
+        phase = "staged" if _boot_files_are_whole(session, facts.journal.update) else "staging"
+        session.store.write_journal(msgspec.structs.replace(facts.journal, phase=phase))
         return True
     if (
         situation is Situation.ARMED
@@ -78,7 +79,29 @@ def _act(session: Session, facts: Facts, situation: Situation, health: HealthPlu
     if situation is Situation.ROTTED and facts.live:
         _end_of_rot(session, facts, health)
         return True
+    if stage_ended(facts):
+        session.store.write_journal(Journal(healthy_boot_id=facts.journal.healthy_boot_id))
+        return True
+    if situation is Situation.IDLE and facts.live and _bears_a_failed_entry(facts, facts.running.slot.other):
+        # A cut came between the quarantine and the removal of what was quarantined.
+        session.node.boot.withdraw(facts.running.slot.other)
+        return True
     return False
+
+
+def _bears_a_failed_entry(facts: Facts, slot: Slot) -> bool:
+    """Tell whether a slot that holds nothing proven still has its entry without tries, beside a good one."""
+    entries = facts.boot.entries_of(slot)
+    good = any(not entry.is_bad for entry in facts.boot.entries_of(slot.other))
+    return facts.ledger.proven_in(slot) is None and bool(entries) and all(e.is_bad for e in entries) and good
+
+
+def _boot_files_are_whole(session: Session, update: Update) -> bool:
+    try:
+        prove_boot_files(session, update.slot, update.release)
+    except EnvironmentFailure:
+        return False
+    return True
 
 
 def _note_trial_boot(session: Session, facts: Facts, update: Update) -> bool:

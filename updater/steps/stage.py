@@ -179,6 +179,8 @@ def _execute(
     with step(reporter, "record-intent", sentences["record-intent"]):
         before = facts.journal.update
         resumes = facts.journal.phase == "staging" and before is not None and before.release == release
+        # A boot of the other slot meanwhile turns the direction round.
+        resumes = resumes and before is not None and before.slot is slot
         update = (
             before
             if resumes and before is not None
@@ -194,7 +196,6 @@ def _execute(
         )
         journal = Journal(phase="staging", update=update, healthy_boot_id=facts.journal.healthy_boot_id)
         session.store.write_journal(journal)
-        session.store.write_ledger(facts.ledger.without_proven(slot).with_seen(release))
         verb = "resumes staging" if resumes else "stages"
         session.record(
             "stage-began",
@@ -207,6 +208,8 @@ def _execute(
         node.boot.settle(plan.from_slot)
 
     with step(reporter, "withdraw-slot", sentences["withdraw-slot"]):
+        # Not before the running release's entry is one that cannot go bad: until then the other slot may boot.
+        session.store.write_ledger(facts.ledger.without_proven(slot).with_seen(release))
         node.boot.withdraw(slot)
 
     with step(reporter, "fill-slot", sentences["fill-slot"]) as said:
