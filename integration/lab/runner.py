@@ -29,9 +29,11 @@ def execute(
     *,
     tell: Callable[[Event], None] | None = None,
     keep_disk: bool = False,
+    start: tuple[Path, Path] | None = None,
 ) -> Report:
     """Run a scenario in a folder, which is emptied first; leave serial logs and reports there, and return the report.
 
+    `start` is a disk and a variable store to begin with, in place of the factory's.
     Never raises for what the scenario or the machine did: a run that cannot be judged has an error.
     """
     shutil.rmtree(folder, ignore_errors=True)
@@ -44,7 +46,9 @@ def execute(
     try:
         for number in scenario.releases:
             stock.release(number)
-        copy_disk(stock.disk, disk.path)
+        copy_disk(start[0] if start else stock.disk, disk.path)
+        if start:
+            shutil.copyfile(start[1], folder / "efi-variables.fd")
         repository = own_repository(stock, scenario, folder)
         hardware = Hardware(memory_mib=scenario.memory_mib, watchdog=scenario.watchdog)
         with (
