@@ -50,7 +50,7 @@ schemas: setup ## Write docs/schemas/ anew from the code
 	$(BIN)/python -m integration.schemas
 
 .PHONY: bench
-bench: setup ## Measure the data path against its peers: report in build/bench, tables in docs/benchmarks.md (hours)
+bench: setup ## Measure the data path against its peers: report in build/bench, tables in docs/benchmarks.md (an hour or more)
 	@$(BIN)/python -m integration.bench --write-page $(BENCH)
 
 .PHONY: bench-quick

@@ -9,6 +9,7 @@ from typing import Any
 from integration.lab.scenario import Scenario
 from rollback.checks import HealthFile
 from updater.config import Config
+from updater.format.later import LaterDeltas
 from updater.layouts import Layout
 from updater.manifest import Channel, Manifest, Withdrawn
 from updater.schema import json_schema
@@ -18,6 +19,7 @@ FOLDER = Path(__file__).parent.parent / "docs" / "schemas"
 DOCUMENTS: dict[str, type[Any]] = {
     "channel": Channel,
     "config": Config,
+    "deltas": LaterDeltas,
     "health": HealthFile,
     "layout": Layout,
     "manifest": Manifest,

@@ -43,6 +43,10 @@ class MemoryBlocks:
         self.reads.append((offset, length))
         return bytes(self.content[offset : offset + length])
 
+    def read_into(self, offset: int, room: memoryview) -> None:
+        """Fill `room` with the bytes at `offset`."""
+        room[:] = self.read(offset, len(room))
+
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write all of `data` at `offset`."""
         self._check(offset, len(data))

@@ -52,7 +52,9 @@ class Reader:
         file = self.blobs.read(framed.file)
         frames = [index.frame(number) for number in range(index.count)]
         return b"".join(
-            piece for frame in frames for piece in frame.unpack(file[frame.offset :][: frame.length_bytes], "frames")
+            piece
+            for frame in frames
+            for piece in frame.unpack(frame.prove(file[frame.offset :][: frame.length_bytes], "frames"), "frames")
         )
 
     def reused(self, reuse: Reuse, blocks: int) -> bytes:

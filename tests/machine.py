@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import dataclasses
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
+from uuid import UUID
 
 import msgspec
 
 from tests.disks import MemoryBlocks
+from tests.loaders import LOADERS
 from tests.releases import Release
 from tests.simulated import Power, SimulatedDirectory
 from updater import verity
-from updater.boot import entries, loader_model
-from updater.boot.esp import look
-from updater.boot.systemd_boot import SystemdBoot
+from updater.boot.choose import TableAccess, open_backend
+from updater.boot.protocol import BootBackend
 from updater.config import Config
-from updater.efivars import NoEfiVariables
+from updater.efivars import EfiVariables, NoEfiVariables
 from updater.errors import Refused, SlotDamaged
 from updater.files import Below
+from updater.gpt import Gpt
 from updater.layouts import Layout, load_layout
+from updater.new_disk import new_table
+from updater.node.disk import LayoutDisk
 from updater.node.protocol import Running
-from updater.records import factory_ledger
+from updater.plan import boot_files
+from updater.records import factory_ledger, release_record
 from updater.slots import Slot
 from updater.steps.session import Session, open_session
 
@@ -58,6 +64,7 @@ class Booted:
     slot: Slot
     entry: str
     version: str
+    root_hash: str
 
 
 class SimulatedMachine:
@@ -67,10 +74,18 @@ class SimulatedMachine:
     image_id: str | None = "acl-reference"
     architecture = "x86-64"
 
-    def __init__(self, factory: Release, *, mirror: Path, roots: Sequence[Path], power: Power | None = None) -> None:
+    def __init__(
+        self,
+        factory: Release,
+        *,
+        mirror: Path,
+        roots: Sequence[Path],
+        power: Power | None = None,
+        layout: str = "dps-root",
+    ) -> None:
         """Ship `factory` in slot a; take the repository at `mirror`."""
         self.power = power or Power()
-        self.layout: Layout = load_layout("dps-root")
+        self.layout: Layout = load_layout(layout)
         self.config = Config(mirrors=[str(mirror)], reboot="manual")
         self.clock = datetime.now(UTC)
         self._roots = list(roots)
@@ -80,36 +95,55 @@ class SimulatedMachine:
             for slot in Slot
             for role in ("data", "hash")
         }
-        self.labels: dict[Slot, str] = {Slot.A: factory.manifest.root.root_hash, Slot.B: "00" * 32}
+        self.table = _factory_table(self.layout, factory.manifest.root.root_hash)
+        self.efi: EfiVariables = NoEfiVariables()
         ledger = factory_ledger(factory.manifest, factory.raw, Slot.A, "2026-11-01T00:00:00Z")
-        self.esp = SimulatedDirectory(
-            {
-                **entries.factory_files(factory.version),
-                "EFI/acl/a.efi": factory.uki,
-                "EFI/acl/ledger-1.json": ledger,
-            },
-            power=self.power,
-        )
+        self.command_line = ""
+        self.kind = LOADERS[self.layout.boot.backend]()
+        self.esp = SimulatedDirectory(power=self.power)
+        files = self.kind.factory_files(self, factory)
+        self.esp = SimulatedDirectory({**files, "EFI/acl/ledger-1.json": ledger}, power=self.power)
         self.state = SimulatedDirectory({"ledger.json": ledger}, power=self.power, ignore_case=False)
         self.trust = Below(self.state, "trust")
         root = factory.manifest.root
         self.partitions[Slot.A, "data"].content[: len(factory.image)] = factory.image
         image = verity.superblock(root) + factory.tree
         self.partitions[Slot.A, "hash"].content[: len(image)] = image
-        self.booted = Booted(Slot.A, "a.conf", factory.version)
+        self.booted = Booted(Slot.A, "the factory's", factory.version, root.root_hash)
         self.reboots: list[str] = []
+        # Nothing warns of a folder that goes with its machine.
+        self._host_folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        weakref.finalize(self, self._host_folder.cleanup)
 
     # What the steps ask for.
 
     @property
-    def boot(self) -> SystemdBoot:
-        return SystemdBoot(self.esp, NoEfiVariables())
+    def boot(self) -> BootBackend:
+        return open_backend(
+            self.layout,
+            esp=self.esp,
+            efi=self.efi,
+            table=TableAccess(lambda: self.table, self._write_table),
+            part_uuid=self._disk.boot_partition().unique_guid,
+            boot_id=self.boot_id() if self.layout.boot.backend == "efi-bootnext" else "",
+            command_line=self.command_line,
+        )
+
+    @property
+    def _disk(self) -> LayoutDisk:
+        return LayoutDisk("the disk", self.layout, lambda: self.table, self._write_table)
+
+    def _write_table(self, table: Gpt) -> None:
+        self.power.spend("write the table's primary copy")
+        self.table = table
+        self.power.spend("write the table's backup copy")
+        self.table = dataclasses.replace(table, consistent=True)
 
     def running(self) -> Running:
-        return Running(self.booted.slot, self.labels[self.booted.slot], self.booted.version)
+        return Running(self.booted.slot, self.booted.root_hash, self.booted.version)
 
     def root_hash_in(self, slot: Slot) -> str | None:
-        return self.labels[slot]
+        return self._disk.root_hash_in(slot)
 
     def blocks(self, slot: Slot, role: Literal["data", "hash"], *, writable: bool = False) -> PoweredBlocks:
         if writable and slot is self.booted.slot:
@@ -117,11 +151,13 @@ class SimulatedMachine:
         return self.partitions[slot, role]
 
     def label_slot(self, slot: Slot, root_hash: str) -> None:
-        self.power.spend(f"label slot {slot}")
-        self.labels[slot] = root_hash
+        self._disk.label(slot, root_hash)
+
+    def gpt_problem(self) -> str:
+        return self._disk.problem()
 
     def mend_gpt(self) -> bool:
-        return False
+        return self._disk.mend()
 
     def boot_id(self) -> str:
         return f"boot-{self._boots}"
@@ -131,6 +167,10 @@ class SimulatedMachine:
 
     def bootstrap_roots(self) -> Sequence[Path]:
         return self._roots
+
+    @property
+    def partial(self) -> Path:
+        return Path(self._host_folder.name) / "partial"
 
     @contextlib.contextmanager
     def scratch_folder(self) -> Iterator[Path]:
@@ -155,21 +195,24 @@ class SimulatedMachine:
 
     def reboot_now(self) -> Booted:
         """Boot as the loader's model says, with its count; the slot's bytes must be what the entry's release needs."""
-        state = look(self.esp, NoEfiVariables()).state
-        listed = loader_model.choose(state)
-        chosen, _ = loader_model.boot(state)
-        assert listed is not None, "the loader has nothing to boot: the machine is lost"
-        assert chosen is not None
-        old, new = f"loader/entries/{listed.file}", f"loader/entries/{chosen.file}"
-        # The firmware's rename fails where a twin bears the new name; the loader then starts the entry uncounted.
-        if new not in self.esp.files:
-            self.esp.rename_as_firmware(old, new)
-        slot = chosen.slot
-        assert slot is not None, f"the loader chose a foreign entry: {chosen.file}"
+        slot, entry = self.kind.power_on(self)
         self._boots += 1
         version = next(entry.version for entry in self.boot.read().order if entry.slot is slot)
-        self.booted = Booted(slot, chosen.file, version)
+        self.booted = Booted(slot, entry, version, self._proven_root_hash(slot))
         return self.booted
+
+    def _proven_root_hash(self, slot: Slot) -> str:
+        """Return the root hash that a slot's boot files pass to the kernel."""
+        from updater.uki import parse, words
+
+        names = ["uki.efi", *(f"slot-{slot}.addon.efi" for _ in [0] if self.layout.swaps == "usr")]
+        key = "usrhash=" if self.layout.swaps == "usr" else "roothash="
+        found = []
+        for name in names:
+            raw = b"".join(self.boot.artifact_chunks(slot, name))
+            found += [word.removeprefix(key) for word in words(parse(raw, name).command_line) if word.startswith(key)]
+        assert len(found) == 1, f"slot {slot} was booted with {len(found)} root hashes"
+        return found[0]
 
     def holds(self, slot: Slot, release: Release) -> bool:
         """Tell whether a slot holds a release whole, boot files and PARTUUIDs included."""
@@ -178,11 +221,8 @@ class SimulatedMachine:
             verity.prove(self.partitions[slot, "data"], self.partitions[slot, "hash"], root)
         except SlotDamaged:
             return False
-        uki = self.esp.files.get(f"EFI/acl/{slot}.efi")
-        return (
-            uki is not None
-            and hashlib.sha256(uki).hexdigest() == release.manifest.uki.sha256
-            and (self.labels[slot] == root.root_hash)
+        return not self.boot.verify(slot, boot_files(release_record(release.manifest, release.raw), slot)) and (
+            self.root_hash_in(slot) in (None, root.root_hash)
         )
 
     def restored(self, power: Power) -> None:
@@ -196,6 +236,16 @@ class SimulatedMachine:
     def with_mirror(self, mirror: Path) -> None:
         """Point the machine at another mirror."""
         self.config = replace_config(self.config, mirrors=[str(mirror)])
+
+
+def _factory_table(layout: Layout, root_hash: str) -> Gpt:
+    """Return the table of a factory disk whose slot a holds `root_hash`."""
+    partuuids = {partition.label: UUID(int=number) for number, partition in enumerate(layout.partitions, 0xFAC0)}
+    for partition in layout.partitions:
+        if partition.slot is Slot.A:
+            partuuids[partition.label] = partition.partuuid_for(root_hash) or partuuids[partition.label]
+    table = new_table(layout, disk_guid=UUID(int=0xFAC), partuuids=partuuids)
+    return dataclasses.replace(table, primary_ok=True, backup_ok=True, consistent=True)
 
 
 def replace_config(config: Config, **changes: object) -> Config:

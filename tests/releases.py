@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.disks import image_of, root_of
-from tests.portable_executable import build_uki
+from tests.portable_executable import build_pe, build_uki
+from updater.layouts import Layout, load_layout
 from updater.manifest import Manifest, parse_manifest
 from updater.release.channels import promote, withdraw
 from updater.release.create import create
@@ -18,6 +20,7 @@ from updater.release.repository import opened, utc_now
 from updater.release.settings import DEFAULT_LIFETIMES_S, Settings
 from updater.release.transport import Ways
 from updater.schema import encode_json
+from updater.slots import Slot
 
 BLOCKS = 150
 
@@ -31,11 +34,16 @@ class Release:
     image: bytes
     tree: bytes
     uki: bytes
+    addons: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def version(self) -> str:
         """Return the version."""
         return self.manifest.version
+
+    def addons_of(self, slot: Slot) -> dict[str, bytes]:
+        """Return the addons that a slot gets."""
+        return {addon.name: self.addons[addon.name] for addon in self.manifest.addons if addon.slot in (None, slot)}
 
     def write(self, folder: Path) -> Path:
         """Write the folder that `acl-release build` would leave; return it."""
@@ -44,6 +52,9 @@ class Release:
         (folder / "root.img").write_bytes(self.image)
         (folder / "root.tree").write_bytes(self.tree)
         (folder / "uki.efi").write_bytes(self.uki)
+        for name, content in self.addons.items():
+            (folder / "addons").mkdir(exist_ok=True)
+            (folder / "addons" / name).write_bytes(content)
         return folder
 
 
@@ -56,13 +67,24 @@ def make_release(
     layouts: tuple[str, ...] = ("dps-root",),
     image: bytes | None = None,
 ) -> Release:
-    """Build a release whose image is `blocks` random blocks, or `image`."""
+    """Build a release whose image is `blocks` random blocks, or `image`.
+
+    Where the first layout's PARTUUIDs are fixed it has an addon for each slot, with the slot's verity words.
+    """
     if image is None:
         image = image_of(
             blocks, seed=seed if seed is not None else int(hashlib.sha256(version.encode()).hexdigest()[:8], 16)
         )
     root, tree = root_of(image)
-    uki = build_uki(version, f"roothash={root.root_hash} systemd.verity_root_options=panic-on-corruption panic=1")
+    layout = load_layout(layouts[0])
+    addons: dict[str, bytes] = {}
+    words = f"roothash={root.root_hash} systemd.verity_root_options=panic-on-corruption panic=1"
+    if layout.partition("data", Slot.A).fixed_partuuid:
+        words = "panic=1"
+        for slot in Slot:
+            line = verity_words(layout, slot, root.root_hash)
+            addons[f"slot-{slot}.addon.efi"] = build_pe([(".text", b"\xc3"), (".cmdline", line.encode())])
+    uki = build_uki(version, words)
     document = {
         "format": 1,
         "version": version,
@@ -73,10 +95,30 @@ def make_release(
         "security_epoch": epoch,
         "root": json.loads(encode_json(root)),
         "uki": {"length_bytes": len(uki), "sha256": hashlib.sha256(uki).hexdigest()},
-        "addons": [],
+        "addons": [
+            {
+                "name": name,
+                "length_bytes": len(content),
+                "sha256": hashlib.sha256(content).hexdigest(),
+                "slot": name[len("slot-")],
+            }
+            for name, content in addons.items()
+        ],
     }
     raw = encode_json(document)
-    return Release(parse_manifest(raw, version), raw, image, tree, uki)
+    return Release(parse_manifest(raw, version), raw, image, tree, uki, addons)
+
+
+def verity_words(layout: Layout, slot: Slot, root_hash: str) -> str:
+    """Return the kernel's words that boot one slot of a layout whose PARTUUIDs are fixed."""
+    data = layout.partition("data", slot)
+    offset = data.hash_offset_bytes
+    tree = data if offset else layout.partition("hash", slot)
+    where = f"hash-offset={offset}," if offset else ""
+    return (
+        f"usrhash={root_hash} systemd.verity_usr_data=PARTUUID={data.partuuid} "
+        f"systemd.verity_usr_hash=PARTUUID={tree.partuuid} systemd.verity_usr_options={where}panic-on-corruption"
+    )
 
 
 class Publisher:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from updater.errors import EnvironmentFailure
-from updater.files import CHUNK_BYTES, checked
+from updater.files import CHUNK_BYTES, checked, other_length
 
 CLUSTER_BYTES = 4096
+SECTOR_BYTES = 512
 
 
 class PowerCut(BaseException):
@@ -18,16 +19,17 @@ class PowerCut(BaseException):
 
 
 class Power:
-    """Power for several simulated devices: it fails before effect number `cut_after` (0 is the first)."""
+    """Power for several simulated devices: it fails before effect number `cut_after` (from 0), or one by name."""
 
-    def __init__(self, cut_after: int | None = None) -> None:
-        """Count effects; without a number power lasts for ever."""
+    def __init__(self, cut_after: int | None = None, *, before: str | None = None) -> None:
+        """Count effects; without a number or a name power lasts for ever."""
         self.cut_after = cut_after
+        self.before = before
         self.effects: list[str] = []
 
     def spend(self, effect: str) -> None:
         """Let one durable effect happen, or raise PowerCut instead of it."""
-        if self.cut_after is not None and len(self.effects) >= self.cut_after:
+        if effect == self.before or (self.cut_after is not None and len(self.effects) >= self.cut_after):
             raise PowerCut(effect)
         self.effects.append(effect)
 
@@ -155,6 +157,32 @@ class SimulatedDirectory:
 
         self._effect(f"rename to {path}", change)
 
+    def overwrite(self, path: str, content: bytes) -> None:
+        old = self._files.get(self._key(path), ("", b""))[1]
+        if len(old) != len(content):
+            raise other_length(path, len(old) or None, len(content))
+        sectors = [
+            at
+            for at in range(0, len(content), SECTOR_BYTES)
+            if old[at : at + SECTOR_BYTES] != content[at : at + SECTOR_BYTES]
+        ]
+        for number, at in enumerate(sectors):
+            end = at + SECTOR_BYTES
+            # A drive that dies inside a sector leaves it unreadable: garbage, for whoever asks for a signature.
+            self._torn(
+                f"overwrite {path}, sector {at // SECTOR_BYTES} lost",
+                path,
+                old[:at] + bytes(len(content[at:end])) + old[end:],
+            )
+            for later in sectors[number + 1 :]:
+                self._torn(
+                    f"overwrite {path}, sector {later // SECTOR_BYTES} first",
+                    path,
+                    old[:later] + content[later : later + SECTOR_BYTES] + old[later + SECTOR_BYTES :],
+                )
+            old = old[:at] + content[at:end] + old[end:]
+            self._effect(f"overwrite {path}, sector {at // SECTOR_BYTES}", partial(self._put, path, old))
+
     def remove(self, path: str) -> None:
         key = self._key(path)
         for victim in sorted(self._files):
@@ -180,6 +208,10 @@ class SimulatedDirectory:
     def rename_as_firmware(self, old: str, new: str) -> None:
         """Rename a file as the firmware does for the loader: before any of our code runs, so no effect of ours."""
         self._files[self._key(new)] = (new, self._files.pop(self._key(old))[1])
+
+    def write_as_firmware(self, path: str, content: bytes) -> None:
+        """Write a file as the loader does: before any of our code runs, so no effect of ours."""
+        self._files[self._key(path)] = (path, content)
 
     def free_bytes(self) -> int:
         return self.capacity_bytes - sum(_clusters(content) for _, content in self._files.values())

@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import json
+import socket
+import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from integration.bench.contenders import CONTENDERS
-from integration.bench.course import EVERY, FAR, NEAR, OURS, QUICK, ZEROS, full, quick
+from integration.bench.course import EVERY, FAR, NEAR, OURS, QUICK, ZEROS, Growth, Turn, full, quick
 from integration.bench.link import LOCAL, Line
+from integration.bench.making import made_once
 from integration.bench.ours import VARIANTS, by_role, roles
 from integration.bench.page import page
+from integration.bench.phases import phases, step_seconds
 from integration.bench.player import SCRIPTS
 from integration.bench.report import BEGIN, END, Machine, Report, ratios, update_page
-from integration.bench.results import Making, Sample, Spread, grouped, ratio, spread
+from integration.bench.results import STEP, Making, Sample, Spread, grouped, ratio, spread
 from integration.bench.run import Record
 from integration.bench.server import parse_devices, parse_log
-from integration.bench.tables import Medians, costs, factor, megabytes, resumed, seconds, shown
+from integration.bench.tables import (
+    Medians,
+    costs,
+    factor,
+    growth,
+    kinds,
+    megabytes,
+    resumed,
+    seconds,
+    shown,
+    steps_table,
+)
 from integration.bench.targets import targets
 from integration.bench.wire import FRAME_BYTES, QUEUE_S, Direction
 
@@ -175,17 +191,61 @@ def test_every_contender_of_a_course_can_be_had() -> None:
     assert set(QUICK) <= known
     assert set(OURS) == set(VARIANTS)
     for course in (quick(), full(3, [256])):
-        for turn in (*course.turns, *course.resumes):
-            assert set(turn.contenders) <= known
-            assert turn.pair in course.pairs
+        for step in course.steps:
+            assert set(step.contenders) <= known
+            assert step.pair in course.pairs
 
 
 def test_what_reuses_the_file_of_another_contender_comes_after_it() -> None:
     for course in (quick(), full(1, [])):
-        for turn in course.turns:
-            for name in ("get", "swupdate"):
-                if name in turn.contenders and turn.line == LOCAL:
-                    assert turn.contenders.index("zstd") < turn.contenders.index(name)
+        first = next(step for step in course.steps if step.pair == course.pairs[0])
+        for name in ("get", "swupdate"):
+            assert first.contenders.index("zstd") < first.contenders.index(name)
+
+
+def test_every_pair_is_measured_once_before_anything_is_measured_again() -> None:
+    course = full(3, [256, 5120])
+    kinds = [(step.pair, step.runs) if isinstance(step, Turn) else None for step in course.steps]
+    assert kinds[:2] == [("S", 1), ("K", 1)]
+    assert isinstance(course.steps[-1], Growth)
+    local = [step for step in course.steps if isinstance(step, Turn) and (step.other_slot, step.line) == (ZEROS, LOCAL)]
+    assert {pair: sum(step.runs for step in local if step.pair == pair) for pair in "SK"} == {"S": 3, "K": 3}
+
+
+def test_a_step_lasts_until_the_next_one_begins() -> None:
+    told = [(1.0, "READY=1"), (2.0, "STATUS=prove: reads"), (2.5, "STATUS=prove: done"), (3.0, "STATUS=fill: writes")]
+    assert step_seconds(told, 7.0) == {"prove": 1.0, "fill": 4.0}
+    assert step_seconds([], 7.0) == {}
+
+
+def test_messages_on_the_status_socket_are_heard(tmp_path: Path) -> None:
+    with phases(tmp_path) as listener, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+        client.sendto(b"STATUS=fill: writes", str(listener.path))
+    assert list(listener.seconds(time.monotonic())) == ["fill"]
+    assert not listener.path.exists()
+
+
+def test_what_was_made_is_made_again_only_from_another_key(tmp_path: Path) -> None:
+    made = []
+
+    def make() -> Making:
+        made.append("")
+        return Making("zstd", "Q", 1.0, 1.0, 1, 1, False)
+
+    stamp = tmp_path / "zstd.json"
+    assert [made_once(stamp, key, make).reused for key in (["a"], ["a"], ["b"], ["b"])] == [False, True, False, True]
+    assert len(made) == 2
+
+
+def test_our_time_is_told_by_step_and_images_of_a_size_stand_in_a_table_of_their_own() -> None:
+    details = {f"{STEP}fill-slot": 3.0, f"{STEP}record-intent": 0.01}
+    samples = [sample("dd"), sample("ours-full", wall_s=4.0, details=details)]
+    samples += [sample("dd", pair="256MiB", wall_s=2.0), sample("ours-full", pair="256MiB", wall_s=3.0)]
+    assert steps_table(samples).rows == (("ours-full", "Q", ZEROS, "4.00", "0.99", "fill-slot 3.00"),)
+    assert [(row[0], row[1], row[5]) for row in growth(samples).rows] == [
+        ("256MiB", "dd", "1.00 ×"), ("256MiB", "ours-full", "1.50 ×"),
+    ]  # fmt: skip
+    assert kinds(samples) == [("Q", ZEROS, LOCAL.name)]
 
 
 @pytest.mark.parametrize("contender", CONTENDERS, ids=lambda contender: contender.name)
@@ -216,6 +276,13 @@ def test_a_report_names_machine_versions_and_what_failed() -> None:
     document = json.loads(report.as_json())
     assert document["format"] == 1
     assert [s["contender"] for s in document["samples"]] == ["dd", "zstd"]
+
+
+def test_a_report_says_when_other_work_shared_the_machine() -> None:
+    quiet = report_of([sample("dd")])
+    busy = replace(quiet, machine=replace(quiet.machine, load=(4.2, 5.0)))
+    assert "other work shared" in busy.as_markdown()
+    assert "other work shared" not in quiet.as_markdown()
 
 
 def test_the_html_page_escapes_what_the_machine_says_and_draws_bars() -> None:

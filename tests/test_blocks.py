@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from updater.blocks import paged
 from updater.errors import EnvironmentFailure
 from updater.partition import FileBlocks, WholeDisk
 
@@ -47,6 +48,44 @@ def test_what_is_written_is_read_back_and_nothing_else_changes(tmp_path: Path, d
         assert blocks.read(8192, 40960) == fresh
         assert blocks.read(0, 262144) == before[65536:73728] + fresh + before[114688:327680]
     assert image.read_bytes() == before[:73728] + fresh + before[114688:]
+
+
+@pytest.mark.parametrize("direct", [None, False, True])
+def test_memory_is_filled_and_large_pieces_are_written_whatever_memory_they_lie_in(
+    tmp_path: Path, direct: bool | None
+) -> None:
+    if direct and not direct_works(tmp_path):
+        pytest.skip("this file system has no O_DIRECT")
+    image = tmp_path / "disk"
+    before = os.urandom(1 << 20)
+    image.write_bytes(before)
+    with FileBlocks(image, offset_bytes=65536, length_bytes=786432, writable=True, direct=direct) as blocks:
+        fresh = os.urandom(1 << 17)
+        on_a_page, off_it = paged(1 << 17), memoryview(b"xxx" + fresh)[3:]
+        on_a_page[:] = fresh
+        blocks.write(0, on_a_page)
+        blocks.write(1 << 17, off_it)
+        blocks.write(1 << 18, fresh[:4096])
+        room = paged(786432)
+        blocks.read_into(0, room)
+        expected = fresh + fresh + fresh[:4096] + before[65536 + (1 << 18) + 4096 : 65536 + 786432]
+        assert bytes(room) == blocks.read(0, 786432) == expected
+        blocks.flush()
+        blocks.read_into(4096, room[:8192])
+        assert room[:8192] == fresh[4096:12288]
+    assert image.read_bytes() == before[:65536] + expected + before[65536 + 786432 :]
+
+
+def test_a_partition_that_begins_between_blocks_goes_through_the_cache(tmp_path: Path) -> None:
+    image = tmp_path / "disk"
+    image.write_bytes(bytes(512) + b"\x5a" * 131072)
+    with FileBlocks(image, offset_bytes=512, writable=True) as blocks:
+        assert blocks.read_back == "fsync and POSIX_FADV_DONTNEED"
+        room = paged(131072)
+        blocks.read_into(0, room)
+        assert bytes(room) == b"\x5a" * 131072
+        blocks.write(0, paged(131072))
+    assert image.read_bytes() == bytes(512 + 131072)
 
 
 @pytest.mark.parametrize("direct", [False, True])

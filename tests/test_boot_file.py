@@ -12,7 +12,8 @@ import pytest
 from tests.transported import FRAMES, SIZES
 from updater.errors import EnvironmentFailure, NetworkFailure, Untrusted, UpdaterError
 from updater.fetch import Fetcher, Retries
-from updater.fill.boot_file import fetch_file, file_costs
+from updater.fill.boot_file import fetch_file
+from updater.fill.boot_file_ways import file_costs, pick_delta
 from updater.format.transport import FileTransport
 from updater.records import FileRecord
 from updater.release.blobs import BlobFolder
@@ -23,6 +24,8 @@ from updater.ways import Choice, Way, choose_way
 Barred = list[tuple[Way, str]]
 OLD = random.Random(5).randbytes(300_001)
 NEW = OLD[:100_000] + b"changed" + OLD[100_007:200_000] + random.Random(6).randbytes(500) + OLD[200_000:]
+
+HELD = FileRecord("uki.efi", len(OLD), hashlib.sha256(OLD).hexdigest())
 
 
 class Published:
@@ -52,7 +55,7 @@ class Published:
         self, path: Path, *order: Way, held: Iterable[bytes] = (OLD[:7777], OLD[7777:]), barred: Barred | None = None
     ) -> Way:
         """Fetch by the ways told, or by those that cost least."""
-        held_sha256 = hashlib.sha256(OLD).hexdigest()
+        picked = pick_delta(self.transport, HELD, self.file)
 
         def on_barred(way: Way, error: UpdaterError) -> None:
             assert barred is not None, f"{way} was barred: {error}"
@@ -62,9 +65,9 @@ class Published:
             Fetcher([str(self.folder)], retries=Retries(attempts=1)),
             self.file,
             self.transport,
-            Choice(order, "") if order else choose_way(file_costs(self.file, self.transport, held_sha256, {})),
+            Choice(order, "") if order else choose_way(file_costs(self.file, self.transport, picked, {})),
             path,
-            held_sha256=held_sha256,
+            delta=picked.delta,
             held=lambda: held,
             on_barred=on_barred,
             progress=lambda done, total: None,
@@ -85,19 +88,20 @@ def test_each_way_makes_the_very_file(published: Published, tmp_path: Path, way:
 
 
 def test_the_delta_costs_least_and_is_taken(published: Published, tmp_path: Path) -> None:
-    costs = {
-        cost.way: cost for cost in file_costs(published.file, published.transport, hashlib.sha256(OLD).hexdigest(), {})
-    }
+    picked = pick_delta(published.transport, HELD, published.file)
+    costs = {cost.way: cost for cost in file_costs(published.file, published.transport, picked, {})}
     assert costs[Way.DELTA].fetch_bytes < len(NEW) // 50
     assert published.fetch(tmp_path / "file") is Way.DELTA
 
 
 def test_another_running_file_leaves_the_delta_out(published: Published) -> None:
-    delta, full, plain = file_costs(published.file, published.transport, "00" * 32, {})
+    other = pick_delta(published.transport, FileRecord("uki.efi", 1, "00" * 32), published.file)
+    delta, full, plain = file_costs(published.file, published.transport, other, {})
     assert delta.absent
     assert full.possible
     assert plain.possible
-    barred = file_costs(published.file, published.transport, hashlib.sha256(OLD).hexdigest(), {Way.DELTA: "corrupt"})
+    picked = pick_delta(published.transport, HELD, published.file)
+    barred = file_costs(published.file, published.transport, picked, {Way.DELTA: "corrupt"})
     assert barred[0].barred == "corrupt"
 
 

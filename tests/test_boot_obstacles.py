@@ -8,11 +8,12 @@ import pytest
 
 from tests.portable_executable import build_pe, os_release
 from tests.simulated import SimulatedDirectory
+from tests.simulated_variables import SimulatedEfiVariables
 from updater.boot import entries
 from updater.boot.entries import ENTRIES
 from updater.boot.protocol import BootState
 from updater.boot.systemd_boot import SystemdBoot
-from updater.efivars import LOADER_GUID, EfiVariables, NoEfiVariables, SimulatedEfiVariables, encode_text
+from updater.efivars import LOADER_GUID, EfiVariables, NoEfiVariables, encode_text
 from updater.errors import EnvironmentFailure
 from updater.slots import Slot
 

@@ -1,4 +1,4 @@
-"""Random lives of a machine on systemd-boot: updates, verdicts, reboots, and power cuts at any instant."""
+"""Random lives of a machine on each loader: updates, verdicts, reboots, and power cuts at any instant."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.boot_contract import FILES, TRIES, boots_until_settled, place
+from tests.boot_contract import FILES, TRIES, BootWorld, boots_until_settled, place
+from tests.gptprio_world import GptWorld
+from tests.grub_world import GrubWorld
 from tests.test_boot_contract import SimulatedWorld
 from updater.boot import entries
 from updater.errors import EnvironmentFailure
@@ -24,20 +26,23 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = SimulatedWorld({**entries.factory_files("1"), "EFI/acl/a.efi": b"factory"})
+        self.world = self.make_world()
         self.proven = {A}
         self.running = A
         self.version = 1
         self.armed: Slot | None = None
 
+    def make_world(self) -> BootWorld:
+        raise NotImplementedError
+
     def do(self, cut: float | None, act: Callable[[], object]) -> bool:
         """Do one call; cut power at a share of its instants, and boot after that."""
-        self.world.esp.instants.clear()
+        list(self.world.instants())
         act()
-        instants = self.world.esp.instants
+        instants = list(self.world.instants())
         if cut is None or not instants:
             return True
-        self.world = SimulatedWorld(instants[int(cut * len(instants))].files)
+        self.world = instants[int(cut * len(instants))][1]
         self.power_on()
         return False
 
@@ -56,9 +61,9 @@ class Machine(RuleBasedStateMachine):
         other = self.running.other
         if not self.do(cut, lambda: self.world.backend().settle(self.running)):
             return
-        self.armed = None
         # Until its last entry is gone the other slot still is what it was.
         if self.do(cut, lambda: self.world.backend().withdraw(other)):
+            self.armed = None
             self.proven.discard(other)
             self.do(cut, lambda: place(self.world, other))
 
@@ -132,5 +137,30 @@ class Machine(RuleBasedStateMachine):
         assert boots_until_settled(self.world) in self.proven
 
 
-TestRandomLives = Machine.TestCase
+class OnSystemdBoot(Machine):
+    """A machine on systemd-boot."""
+
+    def make_world(self) -> BootWorld:
+        return SimulatedWorld({**entries.factory_files("1"), "EFI/acl/a.efi": b"factory"})
+
+
+class OnGrub(Machine):
+    """A machine without UEFI, on GRUB."""
+
+    def make_world(self) -> BootWorld:
+        return GrubWorld()
+
+
+class OnGptPriority(Machine):
+    """A machine whose loader reads GPT priorities."""
+
+    def make_world(self) -> BootWorld:
+        return GptWorld.factory()
+
+
+TestRandomLives = OnSystemdBoot.TestCase
 TestRandomLives.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestRandomLivesOnGrub = OnGrub.TestCase
+TestRandomLivesOnGrub.settings = settings(max_examples=20, stateful_step_count=20, deadline=None)
+TestRandomLivesOnGptPriority = OnGptPriority.TestCase
+TestRandomLivesOnGptPriority.settings = settings(max_examples=12, stateful_step_count=15, deadline=None)

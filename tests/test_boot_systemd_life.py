@@ -8,12 +8,13 @@ import pytest
 
 from tests.portable_executable import build_uki
 from tests.simulated import CLUSTER_BYTES, Power, PowerCut, SimulatedDirectory
+from tests.simulated_variables import SimulatedEfiVariables
 from updater.boot import entries, loader_model
 from updater.boot.entries import ENTRIES
 from updater.boot.esp import look
 from updater.boot.protocol import BootFile
 from updater.boot.systemd_boot import SystemdBoot
-from updater.efivars import NoEfiVariables, SimulatedEfiVariables
+from updater.efivars import NoEfiVariables
 from updater.errors import EnvironmentFailure
 from updater.slots import Slot
 

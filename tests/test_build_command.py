@@ -10,11 +10,13 @@ import pytest
 
 from tests.root_trees import VERSION, as_folder, sound_tree
 from updater.errors import InvalidDocument, Refused
+from updater.layouts import load_layout
 from updater.release.build import BuildInputs, build_release, command_line
 from updater.release.build_command import add_build_arguments, find_kernel, run_build
 from updater.release.cpio import TreeFile
 from updater.release.root_tree import open_root_tree
 from updater.release.uki_checks import check_command_line
+from updater.release.verity_parameters import verity_parameters
 
 
 def arguments(*words: str) -> argparse.Namespace:
@@ -90,7 +92,8 @@ def test_a_build_time_without_a_zone_is_refused(tmp_path: Path) -> None:
 
 def test_the_command_line_that_build_writes_passes_its_own_checks() -> None:
     root_hash = "ab" * 32
-    assert check_command_line(command_line(root_hash, 10, ["console=ttyS0"]), root_hash) == []
+    verity = verity_parameters(load_layout("dps-root"), root_hash, per_slot=False)
+    assert check_command_line(command_line(verity.uki, 10, ["console=ttyS0"]), root_hash) == []
 
 
 def test_build_times_are_utc(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from tests.test_gpt import made_by_hand
 from updater.devices import LiveRoot, discover_live_root
 from updater.errors import EnvironmentFailure, Refused, UpdaterError
 from updater.files import MountedDirectory
+from updater.layouts import Layout, load_layout
 from updater.mounts import mounted_at, mounted_esp, parse_mountinfo
 from updater.partition import write_table
 from updater.verity import superblock
@@ -46,40 +47,50 @@ class RecordedUdev:
 class Machine:
     """A made-up tree of proc, sys and dev: vda1 is the ESP, vda2 and vda3 data and hash below a verity device."""
 
-    def __init__(self, base: Path) -> None:
-        """Lay it out."""
+    def __init__(
+        self, base: Path, *, disk: str = "vda", joint: str = "", sector: int = 512, layout: Layout | None = None
+    ) -> None:
+        """Lay it out; `joint` stands between the disk's name and a partition's number."""
         self.base = base
         self.udev = RecordedUdev()
-        disk = made_by_hand()
-        table = disk.table()
+        self.layout = layout
+        self.disk, self.joint = disk, joint
+        made = made_by_hand(sector, first_usable=(1 << 20) // sector, megabytes=4)
+        table = made.table()
         table = table.with_partition(2, unique_guid=UUID(HASH[:32]), name="root-a")
         table = table.with_partition(3, unique_guid=UUID(HASH[32:]), name="root-a-verity")
-        self.table = write_table(disk, table)
-        self.put("dev/vda", bytes(disk.content))
-        self.device("vda", "254:0", "devices/pci/virtio1/block/vda", size=len(disk.content) // 512)
-        self.put("sys/class/block/vda/queue/logical_block_size", "512\n")
+        self.table = write_table(made, table)
+        self.put(f"dev/{disk}", bytes(made.content))
+        self.device(disk, "254:0", f"devices/pci/virtio1/block/{disk}", size=len(made.content) // 512)
+        self.put(f"sys/class/block/{disk}/queue/logical_block_size", f"{sector}\n")
         for partition in self.table.partitions:
-            name = f"vda{partition.number}"
-            path = f"devices/pci/virtio1/block/vda/{name}"
-            self.device(name, f"254:{partition.number}", path, size=100)
+            name = self.part(partition.number)
+            path = f"devices/pci/virtio1/block/{disk}/{name}"
+            self.device(name, f"254:{partition.number}", path, size=partition.length_bytes // 512)
             self.put(f"sys/class/block/{name}/partition", f"{partition.number}\n")
-            self.put(f"sys/class/block/{name}/start", f"{partition.first_lba}\n")
+            # sysfs counts in 512 bytes, whatever the disk's own sectors are.
+            self.put(f"sys/class/block/{name}/start", f"{partition.offset_bytes // 512}\n")
             self.put(f"dev/{name}", bytes(4096))
             self.udev.devices[name] = {
                 "DEVNAME": f"/dev/{name}",
                 "ID_PART_ENTRY_SCHEME": "gpt",
                 "ID_PART_ENTRY_UUID": str(partition.unique_guid),
+                "ID_PART_ENTRY_NAME": partition.name,
                 "ID_PART_ENTRY_NUMBER": str(partition.number),
                 "ID_PART_ENTRY_DISK": "254:0",
             }
-        self.put("dev/vda3", superblock(ROOT))
+        self.put(f"dev/{self.part(3)}", superblock(ROOT))
         self.device("dm-0", "253:0", "devices/virtual/block/dm-0", size=24)
         self.put("sys/class/block/dm-0/dm/uuid", f"CRYPT-VERITY-{ROOT.uuid.replace('-', '')}-root\n")
-        for name in ("vda2", "vda3"):
-            self.put(f"sys/class/block/dm-0/slaves/{name}/dev", "")
+        for number in (2, 3):
+            self.put(f"sys/class/block/dm-0/slaves/{self.part(number)}/dev", "")
         self.put("dev/mapper/root", b"")
         self.mounts("253:0", "/", "erofs", "/dev/mapper/root")
         self.put("proc/cmdline", f"quiet roothash={HASH} panic=1\n")
+
+    def part(self, number: int) -> str:
+        """Return the kernel's name of a partition."""
+        return f"{self.disk}{self.joint}{number}"
 
     def put(self, path: str, content: str | bytes) -> None:
         """Write a file of the tree."""
@@ -114,7 +125,7 @@ class Machine:
 
     def discover(self) -> LiveRoot:
         """Run the discovery."""
-        return discover_live_root(self.base, self.udev)
+        return discover_live_root(self.base, self.udev, layout=self.layout)
 
 
 @pytest.fixture
@@ -169,9 +180,60 @@ def test_the_loader_agrees_on_the_esp(machine: Machine) -> None:
 def test_a_copy_of_the_disk_is_refused_naming_both(machine: Machine) -> None:
     twin = dict(machine.udev.devices["vda2"], DEVNAME="/dev/vdb2", ID_PART_ENTRY_DISK="254:16")
     machine.udev.devices["vdb2"] = twin
-    with pytest.raises(Refused, match=r"/dev/vdb2 has the same PARTUUID as partition 2 of .*/dev/vda") as caught:
+    with pytest.raises(Refused, match=r"/dev/vdb2 has the same PARTUUID as .*/dev/vda2") as caught:
         machine.discover()
     assert caught.value.reason == "ambiguous-disk"
+
+
+def test_a_second_disk_with_our_labels_is_refused_naming_both(machine: Machine) -> None:
+    machine.layout = load_layout("dps-root")
+    machine.udev.devices["vdb7"] = {
+        "DEVNAME": "/dev/vdb7",
+        "ID_PART_ENTRY_UUID": str(UUID(int=99)),
+        "ID_PART_ENTRY_NAME": r"root\x2da",
+        "ID_PART_ENTRY_DISK": "254:16",
+    }
+    with pytest.raises(Refused, match=r"/dev/vdb7 has the same label as .*/dev/vda2, root-a") as caught:
+        machine.discover()
+    assert caught.value.reason == "ambiguous-disk"
+    machine.udev.devices["vdb7"]["ID_PART_ENTRY_NAME"] = "photographs"
+    assert machine.discover().data_partition == 2
+
+
+@pytest.mark.parametrize(("disk", "joint"), [("nvme0n1", "p"), ("sda", ""), ("mmcblk0", "p"), ("nvme0n12", "p")])
+@pytest.mark.parametrize("sector", [512, 4096])
+def test_disks_of_any_name_and_sector_are_found(tmp_path: Path, disk: str, joint: str, sector: int) -> None:
+    machine = Machine(tmp_path, disk=disk, joint=joint, sector=sector)
+    found = machine.discover()
+    assert found.disk == tmp_path / f"dev/{disk}"
+    assert (found.data_partition, found.hash_partition, found.esp_partition) == (2, 3, 1)
+    assert found.device(2) == tmp_path / f"dev/{disk}{joint}2"
+    assert found.gpt.sector_bytes == sector
+    assert found.gpt.partition(2).offset_bytes == machine.table.partition(2).offset_bytes
+
+
+def test_a_tree_inside_the_data_partition_is_found_where_the_layout_says(machine: Machine) -> None:
+    flatcar = load_layout("flatcar")
+    machine.layout = flatcar
+    machine.mounts("253:0", "/usr", "btrfs", "/dev/mapper/usr")
+    machine.put("proc/cmdline", f"usrhash={HASH}")
+    with pytest.raises(EnvironmentFailure, match="not on one partition"):
+        machine.discover()
+    for path in sorted((machine.base / "sys/class/block/dm-0/slaves/vda3").iterdir()):
+        path.unlink()
+    (machine.base / "sys/class/block/dm-0/slaves/vda3").rmdir()
+    with pytest.raises(EnvironmentFailure, match="0 of vda2 carry the superblock"):
+        machine.discover()
+    with (machine.base / "dev/vda2").open("r+b") as file:
+        file.seek(1065345024)
+        file.write(superblock(ROOT))
+    found = machine.discover()
+    assert (found.data_partition, found.hash_partition, found.mount_point) == (2, 2, "/usr")
+
+
+def test_a_machine_without_uefi_has_no_esp(machine: Machine) -> None:
+    machine.layout = load_layout("grub-bios")
+    assert machine.discover().esp_partition is None
 
 
 def test_a_partition_of_another_disk_that_is_its_own_is_fine(machine: Machine) -> None:

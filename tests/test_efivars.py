@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.simulated_variables import SimulatedEfiVariables
 from updater.efi_store import FileEfiVariables
 from updater.efivars import (
     GLOBAL_GUID,
@@ -19,7 +20,6 @@ from updater.efivars import (
     LiveEfiVariables,
     LoaderFeature,
     NoEfiVariables,
-    SimulatedEfiVariables,
     boot_count_file,
     decode_text,
     encode_text,
@@ -191,3 +191,32 @@ def test_boot_counting_is_bit_4_of_the_loaders_features() -> None:
 def test_the_counted_file_is_given_with_slashes() -> None:
     path = encode_text("\\loader\\entries\\b+2-1.conf")
     assert boot_count_file(SimulatedEfiVariables({"LoaderBootCountPath": path})) == "loader/entries/b+2-1.conf"
+
+
+@every_kind
+def test_names_are_listed_by_vendor(make: Make, tmp_path: Path) -> None:
+    variables = make(tmp_path)
+    variables.write("Boot0001", b"x", GLOBAL_GUID)
+    variables.write("BootOrder", b"\x01\x00", GLOBAL_GUID)
+    variables.write("LoaderEntryDefault", encode_text("a.conf"))
+    assert variables.names(GLOBAL_GUID) == ["Boot0001", "BootOrder"]
+    assert variables.names() == ["LoaderEntryDefault"]
+
+
+def test_a_store_file_tells_its_room_and_memory_only_when_it_has_a_limit(tmp_path: Path) -> None:
+    stored = in_a_store(tmp_path)
+    before = stored.free_bytes()
+    stored.write("Boot0001", bytes(1000), GLOBAL_GUID)
+    after = stored.free_bytes()
+    assert before is not None
+    assert after is not None
+    assert 1000 <= before - after <= 1100
+    assert SimulatedEfiVariables().free_bytes() is None
+    assert LiveEfiVariables(tmp_path).free_bytes() is None
+
+
+def test_a_full_store_refuses_a_change_and_keeps_the_old_value() -> None:
+    variables = SimulatedEfiVariables({"LoaderEntryDefault": b"old"}, room_bytes=150)
+    with pytest.raises(EnvironmentFailure, match="the store is full"):
+        variables.write("LoaderEntryDefault", bytes(100))
+    assert variables.read("LoaderEntryDefault") == b"old"

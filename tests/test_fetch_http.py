@@ -248,6 +248,35 @@ def test_a_senseless_retry_after_is_ignored(value: str) -> None:
     assert pauses[0] <= 0.5
 
 
+def test_each_mirror_is_left_alone_for_as_long_as_it_asked() -> None:
+    busy = iter([True])
+
+    def asks_for_time(handler: Handler) -> None:
+        if next(busy, False):
+            handler.answer(503, Retry_After="20")
+        else:
+            good(handler)
+
+    pauses: list[float] = []
+    with hostile(asks_for_time) as first, hostile(lambda handler: handler.answer(500)) as second:
+        assert fetcher(first.url, second.url, pauses=pauses).read("x", 300_000) == CONTENT
+        # The second one is asked in between, as often as it may.
+        assert (len(first.seen), len(second.seen)) == (2, 4)
+    assert sum(pauses) >= 20
+    assert pauses[0] <= 0.5
+
+
+def test_time_that_a_pause_would_use_up_is_not_waited_for() -> None:
+    pauses: list[float] = []
+    timeouts = Timeouts(connect_s=5, stall_s=10, grace_s=8)
+    with hostile(lambda handler: handler.answer(503, Retry_After="9")) as server:
+        with pytest.raises(NetworkFailure) as caught:
+            fetcher(server.url, pauses=pauses, timeouts=timeouts).read("x", 10)
+        assert len(server.seen) == 1
+    assert pauses == []
+    assert caught.value.reason == "server-busy"
+
+
 def test_a_server_that_asks_for_an_hour_is_left_for_the_next() -> None:
     pauses: list[float] = []
     with hostile(lambda handler: handler.answer(503, Retry_After="3600")) as busy, hostile(good) as idle:
@@ -331,9 +360,11 @@ def test_a_call_ends_at_its_deadline_however_patient_its_retries() -> None:
             retries=Retries(attempts=10**6, first_pause_s=10, longest_pause_s=30),
             sleep=lambda seconds: None,
         )
-        with pytest.raises(NetworkFailure):
+        with pytest.raises(NetworkFailure) as caught:
             source.read("x", 1000)
         assert len(server.seen) < 15
+    # What used the time up is told, not that it is up.
+    assert caught.value.reason == "server-busy"
 
 
 def test_redirects_are_followed_without_the_configured_headers() -> None:

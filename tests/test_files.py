@@ -178,6 +178,19 @@ def test_new_content_takes_the_place_of_old_whatever_their_lengths(place: Place,
     assert folder.names("acl") == ["a.efi"]
 
 
+def test_a_file_is_overwritten_in_the_sectors_that_it_owns(place: Place) -> None:
+    place.folder.write_new("folder/beside", [b"beside"])
+    place.folder.write_new("folder/block", [b"a" * 1024])
+    place.folder.overwrite("folder/block", b"b" * 512 + b"a" * 512)
+    assert place.folder.read("folder/block") == b"b" * 512 + b"a" * 512
+    assert place.folder.read("folder/beside") == b"beside"
+    assert place.folder.names("folder") == ["beside", "block"]
+    for path, content in (("folder/block", b"short"), ("folder/absent", b"x")):
+        with pytest.raises(EnvironmentFailure, match="cannot overwrite"):
+            place.folder.overwrite(path, content)
+    assert place.folder.read("folder/block") == b"b" * 512 + b"a" * 512
+
+
 def test_large_files_survive_in_chunks(place: Place) -> None:
     content = os.urandom(1_234_567)
     pieces = [content[at : at + 99_999] for at in range(0, len(content), 99_999)]
@@ -264,6 +277,7 @@ def test_paths_that_leave_the_folder_are_refused_by_every_call(place: Place) -> 
         lambda path: list(folder.chunks(path)),
         lambda path: folder.write_new(path, [b""]),
         lambda path: folder.replace(path, b""),
+        lambda path: folder.overwrite(path, b""),
         folder.remove,
         folder.names,
         folder.size,

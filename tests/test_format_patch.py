@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import tracemalloc
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from updater.errors import EnvironmentFailure, InvalidDocument, Untrusted
 from updater.format.compression import pack, unpack, unpacked
-from updater.format.frames import Frame
+from updater.format.frames import Chunk, Frame
 from updater.format.patch import Triple, added_bytes, apply, encode_triples, encode_zstd
 from updater.format.recipe import Codec, Operation, Run
 
@@ -138,11 +139,38 @@ def test_a_frame_that_is_cut_or_followed_by_more_is_refused() -> None:
             unpack(wrong, len(SOURCE), "frame")
 
 
-def test_a_frame_is_hashed_before_it_is_unpacked() -> None:
+def frame_of(raw: bytes, chunk_bytes: int, content_bytes: int) -> Frame:
+    chunks = (raw[at : at + chunk_bytes] for at in range(0, len(raw), chunk_bytes))
+    proofs = tuple(
+        Chunk(number * chunk_bytes, len(chunk), hashlib.sha256(chunk).digest()) for number, chunk in enumerate(chunks)
+    )
+    return Frame(3, 0, len(raw), 0, content_bytes, 20, proofs)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1000, 1 << 20])
+def test_each_chunk_of_a_frame_is_hashed_before_it_is_unpacked(chunk_bytes: int) -> None:
     raw = pack(SOURCE, 3, window_log=20)
-    frame = Frame(3, 0, len(raw), hashlib.sha256(raw).digest(), 0, len(SOURCE), 20)
-    assert b"".join(frame.unpack(raw, "image")) == SOURCE
+    frame = frame_of(raw, chunk_bytes, len(SOURCE))
+    assert b"".join(frame.unpack(frame.prove(raw, "image"), "image")) == SOURCE
+    handed_over: list[bytes] = []
+
+    def noted() -> Iterator[memoryview]:
+        for chunk in frame.prove(raw[:-1] + b"x", "image"):
+            handed_over.append(bytes(chunk))
+            yield chunk
+
     with pytest.raises(Untrusted, match="image, frame 3"):
-        frame.unpack(raw[:-1] + b"x", "image")
+        b"".join(frame.unpack(noted(), "image"))
+    assert b"".join(handed_over) == raw[: (len(raw) - 1) // chunk_bytes * chunk_bytes]
     with pytest.raises(InvalidDocument):
-        b"".join(replace(frame, content_bytes=len(SOURCE) - 1).unpack(raw, "image"))
+        b"".join(replace(frame, content_bytes=len(SOURCE) - 1).unpack(frame.prove(raw, "image"), "image"))
+
+
+def test_a_frame_that_comes_in_chunks_ends_where_its_last_chunk_ends() -> None:
+    raw = pack(SOURCE, 3, window_log=20)
+    frame = frame_of(raw, 1000, len(SOURCE))
+    pieces = [raw[at : at + 1000] for at in range(0, len(raw), 1000)]
+    assert b"".join(frame.unpack(pieces, "image")) == SOURCE
+    for wrong in ([], pieces[:-1], [*pieces, b"\0"], [*pieces[:-1], pieces[-1] + b"\0"], [*pieces, pieces[0]]):
+        with pytest.raises(InvalidDocument):
+            b"".join(frame.unpack(wrong, "image"))

@@ -23,13 +23,13 @@ from updater.format.blockmap import (
     parse_candidates,
     parse_map,
 )
-from updater.format.compression import pack
+from updater.format.compression import PIECE_BYTES, pack
 from updater.format.frames import encode_frames, parse_frames
 from updater.format.recipe import Codec, Copy, Operation, Recipe, Run, encode_recipe, parse_recipe
 from updater.format.transport import Blob, Delta, Framed, Index, Reuse
 
 FILE = Blob(300, "ab" * 32)
-FRAMES = encode_frames(10_000, 4096, 20, [(100, b"a" * 32), (150, b"b" * 32), (50, b"c" * 32)])
+FRAMES = encode_frames(10_000, 4096, 20, 4096, [(100, [b"a" * 32]), (150, [b"b" * 32]), (50, [b"c" * 32])])
 MAP = BlockMap(9, (Placed(0, 2, 1, 5), Placed(2, 4, 0, 0), Placed(6, 3, 2, 0)))
 CANDIDATES = Candidates(5, bytes(range(25)))
 OPERATION = Operation(0, Codec.ZSTD, 0, 60, b"p" * 32, b"o" * 32, (Run(3, 2),), (Run(1, 1),))
@@ -87,10 +87,29 @@ def test_frames_are_found_again() -> None:
     assert (found.count, found.file_bytes, found.content_bytes) == (3, 300, 10_000)
     last = found.frame(2)
     assert (last.offset, last.length_bytes, last.content_offset, last.content_bytes) == (250, 50, 8192, 1808)
+    assert last.chunks == ((250, 50, b"c" * 32),)
     assert [frame.number for frame in found.covering(4095, 2)] == [0, 1]
     assert [frame.number for frame in found.covering(4096, 4096)] == [1]
     assert not list(found.covering(5, 0))
-    assert found.memory_bytes >= 150 + (1 << 20)
+
+
+def test_a_frame_of_several_chunks_is_found_again() -> None:
+    lengths, chunk = (9000, 4096, 1), 4096
+    digests = [[b"a" * 32, b"b" * 32, b"c" * 32], [b"d" * 32], [b"e" * 32]]
+    raw = encode_frames(3 << 20, 1 << 20, 18, chunk, list(zip(lengths, digests, strict=True)))
+    pin = Framed(index(raw), Blob(sum(lengths), "ab" * 32))
+    found = parse_frames(raw, pin, "frames")
+    assert [frame.chunks for frame in found.covering(0, 3 << 20)] == [
+        ((0, 4096, b"a" * 32), (4096, 4096, b"b" * 32), (8192, 808, b"c" * 32)),
+        ((9000, 4096, b"d" * 32),),
+        ((13096, 1, b"e" * 32),),
+    ]
+    # What unpacking needs follows from the window alone, however long the frames are.
+    assert found.memory_bytes == (1 << 18) + 2 * PIECE_BYTES
+    with pytest.raises(InvalidDocument):
+        parse_frames(raw[:-32], Framed(index(raw[:-32]), pin.file), "frames")
+    with pytest.raises(InvalidDocument):
+        parse_frames(raw + b"f" * 32, Framed(index(raw + b"f" * 32), pin.file), "frames")
 
 
 def test_a_map_and_its_candidates_are_found_again() -> None:
@@ -220,16 +239,20 @@ def test_a_map_of_another_image_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "frame", "window", "lengths"),
+    ("content", "frame", "window", "chunk", "lengths"),
     [
-        (10_000, 4096, 20, [100, 150, 51]),
-        (10_000, 4096, 20, [0, 250, 50]),
-        (10_000, 4096, 26, [100, 150, 50]),
-        (10_000, 1024, 20, [30] * 10),
-        (1 << 30, 512 << 20, 20, [100, 200]),
+        (10_000, 4096, 20, 4096, [100, 150, 51]),
+        (10_000, 4096, 20, 4096, [0, 250, 50]),
+        (10_000, 4096, 26, 4096, [100, 150, 50]),
+        (10_000, 1024, 20, 4096, [30] * 10),
+        (1 << 30, 512 << 20, 20, 4096, [100, 200]),
+        (10_000, 4096, 20, 64, [100, 150, 50]),
+        (10_000, 4096, 20, 64 << 20, [100, 150, 50]),
     ],
 )
-def test_frames_that_do_not_add_up_are_refused(content: int, frame: int, window: int, lengths: list[int]) -> None:
-    raw = encode_frames(content, frame, window, [(length, bytes(32)) for length in lengths])
+def test_frames_that_do_not_add_up_are_refused(
+    content: int, frame: int, window: int, chunk: int, lengths: list[int]
+) -> None:
+    raw = encode_frames(content, frame, window, chunk, [(length, [bytes(32)]) for length in lengths])
     with pytest.raises(InvalidDocument):
         parse_frames(raw, framed(raw), "frames")

@@ -63,6 +63,7 @@ def test_frames_make_the_content() -> None:
     assert READER.framed(uki) == new_content()[:-100]
     index = parse_frames(READER.blobs.read(image.index), image, "index")
     assert (index.count, index.frame_bytes, index.window_log) == (4, 8 * BLOCK_BYTES, 15)
+    assert [len(index.frame(number).chunks) for number in range(index.count)] == [2, 2, 2, 1]
 
 
 def test_packs_make_the_content() -> None:
@@ -97,7 +98,7 @@ def make_vectors(folder: Path) -> None:
     from updater.schema import encode_json
 
     blobs = BlobFolder(folder / "blobs")
-    framing = Framing(8 * BLOCK_BYTES, 15, 19)
+    framing = Framing(8 * BLOCK_BYTES, 15, 19, chunk_bytes=1024)
     old, new = Content.of(memoryview(old_content())), Content.of(memoryview(new_content()))
     old_uki, new_uki = Content.of(old.raw[:-7]), Content.of(new.raw[:-100])
     first = make_reuse(old.raw, old.digests, [], blobs, quiet, framing=framing)

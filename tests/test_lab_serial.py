@@ -74,7 +74,11 @@ def test_the_last_root_hash_of_a_command_line_wins() -> None:
 
 
 def test_a_root_hash_of_the_wrong_length_is_none() -> None:
-    assert read_command_line("roothash=abc usrhash=" + HASH).root_hash is None
+    assert read_command_line("roothash=abc xroothash=" + HASH).root_hash is None
+
+
+def test_the_hash_of_a_usr_image_tells_the_release_too() -> None:
+    assert read_command_line(f"console=ttyS0 usrhash={HASH} acl.slot=b").root_hash == HASH
 
 
 def test_escape_sequences_leave_the_words() -> None:

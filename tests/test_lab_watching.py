@@ -130,10 +130,18 @@ def test_the_agent_is_up_once_it_greets_and_noise_is_skipped() -> None:
     assert json.loads(run_request(4, ["true"], stdin="", timeout_s=5.0))["argv"] == ["true"]
 
 
-def test_all_kernel_parameters_travel_in_the_one_string_that_the_stub_reads() -> None:
+def test_all_kernel_parameters_travel_in_the_one_string_that_the_stub_reads_the_last_as_grub_wants_it() -> None:
     strings = smbios_strings(Given(("one=1", "two=2"), {"name": "a,b\nc"}))
-    assert strings[0] == "io.systemd.stub.kernel-cmdline-extra=one=1 two=2"
-    assert strings[1] == "io.systemd.credential.binary:name=YSxiCmM="
+    assert strings[0] == "io.systemd.credential.binary:name=YSxiCmM="
+    assert strings[1] == "io.systemd.stub.kernel-cmdline-extra=one=1 two=2"
+
+
+def test_a_machine_without_uefi_has_no_store_of_variables() -> None:
+    emulator = Emulator(("qemu",), Path("/fw/code"), Path("/fw/vars"))
+    wires = Wires(7, 8)
+    for uefi in (True, False):
+        argv = command(emulator, Hardware(uefi=uefi), Given(), wires, disk=Path("/disk"), variables=Path("/vars"))
+        assert ("pflash" in " ".join(argv)) is uefi
 
 
 def test_a_comma_in_a_path_does_not_end_an_option() -> None:

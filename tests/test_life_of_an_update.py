@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -462,6 +463,29 @@ def test_an_interrupted_stage_resumes_without_fetching_what_is_there(machine: Si
     assert booted(machine) in (Situation.STAGING, Situation.IDLE)
     staged(machine)
     assert machine.holds(Slot.B, TWO)
+
+
+def test_a_stale_copy_of_the_partition_table_stops_a_stage_until_an_operator_says_so(machine: SimulatedMachine) -> None:
+    machine.table = dataclasses.replace(machine.table, consistent=False)
+    before = machine.table
+    assert booted(machine) is Situation.IDLE
+    with pytest.raises(Refused, match="the backup is stale, and no update of ours was at work there") as caught:
+        staged(machine)
+    assert caught.value.reason == "gpt-stale"
+    assert machine.table == before
+    assert "layout check --repair" in machine.session().facts().notes[-1]
+    assert machine.mend_gpt()
+    staged(machine)
+
+
+def test_a_half_finished_write_of_ours_is_completed_by_recovery(machine: SimulatedMachine) -> None:
+    machine.restored(Power(before="write the table's backup copy"))
+    with pytest.raises(PowerCut):
+        staged(machine)
+    machine.restored(Power())
+    assert machine.gpt_problem()
+    assert booted(machine) is Situation.STAGING
+    assert not machine.gpt_problem()
 
 
 def copied(source: Path, target: Path) -> Path:

@@ -50,6 +50,8 @@ def test_a_manifest_tells_its_release() -> None:
         ("uki.length_bytes", 1 << 40, "<= "),
         ("addons", [{"name": "../x.addon.efi", "length_bytes": 1, "sha256": "12" * 32}], "matching regex"),
         ("addons", [{"name": "a.addon.efi", "length_bytes": 1, "sha256": "12" * 32}] * 2, "same name"),
+        ("addons", [{"name": "a.addon.efi", "length_bytes": 1, "sha256": "12" * 32, "slot": "b"}], "only one slot"),
+        ("addons", [{"name": "a.addon.efi", "length_bytes": 1, "sha256": "12" * 32, "slot": "c"}], "invalid enum"),
         ("surprise", 1, "is not known here"),
     ],
 )

@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 
 from tests.releases import make_release
+from updater.format.compression import pack
+from updater.manifest import BLOCK_BYTES, parse_manifest
 from updater.release.cli import main
+from updater.release.frames import IMAGE
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -63,6 +66,16 @@ def test_a_release_goes_from_keys_to_a_channel(run: Run) -> None:
     assert "release 1.1.0  withdrawn: breaks DNS" in status
     assert re.search(r"root +1 .* 2 of 3", status)
     assert re.search(r": good \(2 releases, [0-9]+ files", good(run("verify")))
+
+
+def test_a_delta_is_added_to_a_published_release(run: Run) -> None:
+    started(run)
+    told = good(run("delta", "add", "--from", "1.0.0", "--to", "1.1.0"))
+    assert re.fullmatch(r"deltas from 1\.0\.0 to 1\.1\.0: published before; a node fetches 0\.[0-9] MB .*\n", told)
+    told = good(run("delta", "add", "--from", "1.1.0", "--to", "1.0.0"))
+    assert told.startswith("deltas from 1.1.0 to 1.0.0: published; a node fetches")
+    assert "good (2 releases" in good(run("verify"))
+    assert run("delta", "add", "--from", "1.0.0", "--to", "3.0.0")[0] == 4
 
 
 def test_json_reports_carry_the_same(run: Run) -> None:
@@ -186,3 +199,20 @@ def test_serve_prints_its_url_and_serves(run: Run, quick_path: Path) -> None:
 
 def test_serving_what_is_no_repository_is_refused(run: Run) -> None:
     assert run("serve")[0] == 4
+
+
+def test_a_lower_level_makes_other_frames_and_a_wrong_one_is_refused(run: Run) -> None:
+    good(run("keys", "init"))
+    good(run("repo", "init"))
+    image = b"".join(b"%d and " % at for at in range(80_000))[: 120 * BLOCK_BYTES]
+    release = make_release("1.0.0", image=image)
+    release.write(Path("out/1.0.0"))
+    good(run("publish", "--level", "1", "--deltas", "0", "out/1.0.0"))
+    (path,) = Path().glob("*/targets/manifests/*1.0.0.json")
+    transport = parse_manifest(path.read_bytes(), "manifest").transport
+    assert transport is not None
+    assert transport.root.frames is not None
+    assert transport.root.frames.file.length_bytes > len(pack(image, 19, window_log=IMAGE.window_log))
+    for level in ("0", "23", "-1", "fast"):
+        with pytest.raises(SystemExit):
+            run("publish", "--level", level, "out/1.0.0")

@@ -7,17 +7,17 @@ import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
 
-from tests.disks import MemoryBlocks
-from tests.machine import SimulatedMachine, replace_config
+from tests.machine import PoweredBlocks, SimulatedMachine, replace_config
 from tests.releases import Publisher, make_release
 from tests.simulated import Power, PowerCut
 from updater.cli.looking import explain, plan
 from updater.config import Network
-from updater.errors import Refused
+from updater.errors import EnvironmentFailure, Refused
 from updater.manifest import BLOCK_BYTES, parse_manifest
 from updater.plan import Plan
 from updater.records import BarredWay
@@ -99,26 +99,57 @@ def test_plan_shows_every_way_and_writes_nothing(machine: SimulatedMachine) -> N
     assert any("reuse would fetch" in line for line in report.lines)
 
 
+class RottingBlocks(PoweredBlocks):
+    """A running slot's disk that rots in one block as soon as the other slot is written: after its proof."""
+
+    rot: Literal["flipped", "unreadable"] = "flipped"
+    at = 70 * BLOCK_BYTES
+    rotten = False
+
+    def rots(self, offset: int, length: int) -> None:
+        if not self.rotten and self.rot == "flipped":
+            self.content[self.at + 100] ^= 1
+        self.rotten = True
+
+    def read(self, offset: int, length: int) -> bytes:
+        if self.rotten and self.rot == "unreadable" and offset <= self.at < offset + length:
+            raise EnvironmentFailure(f"cannot read {self.name} at byte {self.at}", reason="io-error")
+        return super().read(offset, length)
+
+
+def rotting(machine: SimulatedMachine, rot: Literal["flipped", "unreadable"]) -> RottingBlocks:
+    """Give slot a's disk the fault."""
+    sound = machine.partitions[Slot.A, "data"]
+    blocks = RottingBlocks(len(sound.content), sound.name, machine.power)
+    blocks.content[:] = sound.content
+    blocks.rot = rot
+    machine.partitions[Slot.A, "data"] = blocks
+    machine.partitions[Slot.B, "hash"].before_write = blocks.rots
+    return blocks
+
+
+@pytest.mark.parametrize(
+    ("rot", "reason", "ways"),
+    [("flipped", "source-damaged", ["delta"]), ("unreadable", "source-unreadable", ["delta", "reuse"])],
+    ids=["flipped", "EIO"],
+)
 def test_a_broken_delta_is_barred_once_told_by_explain_and_not_tried_again(
-    machine: SimulatedMachine, monkeypatch: pytest.MonkeyPatch
+    machine: SimulatedMachine, rot: Literal["flipped", "unreadable"], reason: str, ways: list[str]
 ) -> None:
-    # The running slot rots between its proof and the delta's use of it: in a block that an operation reads.
-    proofs = steps_ways.WorkedOut.fill
-
-    def rots(self: steps_ways.WorkedOut, *blocks: MemoryBlocks) -> object:
-        machine.partitions[Slot.A, "data"].content[70 * BLOCK_BYTES + 100] ^= 1
-        return proofs(self, *blocks)
-
-    monkeypatch.setattr(steps_ways.WorkedOut, "fill", rots)
+    # In a block that an operation reads.
+    disk = rotting(machine, rot)
     staged(machine)
+    assert disk.rotten
     assert machine.holds(Slot.B, TWO)
     update = machine.session().facts().journal.update
     assert update is not None
-    assert [(item.way, item.file, item.reason) for item in update.barred] == [("delta", "image", "source-damaged")]
-    assert steps_ways.barred_ways(machine.session().facts().journal, update.release, "image").keys() == {Way.DELTA}
+    assert [(item.way, item.file, item.reason) for item in update.barred] == [(way, "image", reason) for way in ways]
+    assert steps_ways.barred_ways(machine.session().facts().journal, update.release, "image").keys() == set(
+        map(Way, ways)
+    )
     told = explain(argparse.Namespace(offline=True), machine.session())
     assert any("the delta way is barred for the image of release 2.0.0" in line for line in told.lines)
-    assert [event.event for event in machine.session().store.history()].count("way-barred") == 1
+    assert [event.event for event in machine.session().store.history()].count("way-barred") == len(ways)
 
 
 def test_a_bar_counts_for_its_release_only(machine: SimulatedMachine) -> None:
@@ -198,10 +229,12 @@ def test_a_power_cut_at_any_effect_of_a_stage_is_resumed(publisher: Publisher, o
         assert machine.holds(Slot.B, TWO)
 
 
-def test_no_memory_in_sight_leaves_ways_out(tmp_path: Path) -> None:
+def test_a_way_may_take_half_of_the_memory_that_is_left_and_no_more_than_policy_allows(tmp_path: Path) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal:       2048 kB\nMemAvailable:    1024 kB\n")
-    assert steps_ways.spare_memory_bytes(meminfo) == 512 * 1024
+    assert steps_ways.spare_memory_bytes(None, meminfo) == 512 * 1024
+    assert steps_ways.spare_memory_bytes(1 << 30, meminfo) == 512 * 1024
+    assert steps_ways.spare_memory_bytes(1000, meminfo) == 1000
     meminfo.write_text("MemTotal:       2048 kB\n")
-    assert steps_ways.spare_memory_bytes(meminfo) is None
-    assert steps_ways.spare_memory_bytes(tmp_path / "none") is None
+    assert steps_ways.spare_memory_bytes(None, meminfo) is None
+    assert steps_ways.spare_memory_bytes(1000, tmp_path / "none") == 1000

@@ -27,6 +27,15 @@ SIZES = OperationSizes(12, 24)
 
 
 @dataclass(frozen=True)
+class Cuts:
+    """How long frames and operations are."""
+
+    frames: Framing = FRAMES
+    packs: Framing = PACKS
+    operations: OperationSizes = SIZES
+
+
+@dataclass(frozen=True)
 class Image:
     """An image, its tree and how it travels."""
 
@@ -61,10 +70,19 @@ def old_and_new(seed: int = 3, blocks: int = 1500) -> tuple[bytes, bytes]:
 class Repository:
     """A folder with two releases' images as a publisher lays them out."""
 
-    def __init__(self, folder: Path, *, seed: int = 3, blocks: int = 1500) -> None:
-        """Make both images and everything about them."""
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        seed: int = 3,
+        blocks: int = 1500,
+        pair: tuple[bytes, bytes] | None = None,
+        cuts: Cuts | None = None,
+    ) -> None:
+        """Make both images, those of `pair` if it is given, and everything about them."""
         self.folder = folder
-        old, new = old_and_new(seed, blocks)
+        self._cuts = cuts or Cuts()
+        old, new = pair or old_and_new(seed, blocks)
         self._blobs = BlobFolder(folder / "made")
         self.old = self._image(old, None)
         self.new = self._image(new, self.old)
@@ -88,9 +106,12 @@ class Repository:
             assert reuse is not None
             blockmap = parse_map(self._blobs.read(reuse.map), reuse, len(old.digests), (), "map")
             earlier = [EarlierPacks(old.digests, blockmap, reuse.packs)]
-            deltas = [make_delta(old, sides, before.root.root_hash, "1.0.0", self._blobs, _quiet, sizes=SIZES)]
-        frames = make_framed(cut(sides.raw, FRAMES.frame_bytes), len(content), FRAMES, self._blobs, "frames", _quiet)
-        packs = make_reuse(sides.raw, sides.digests, earlier, self._blobs, _quiet, framing=PACKS)
+            deltas = [
+                make_delta(old, sides, before.root.root_hash, "1.0.0", self._blobs, _quiet, sizes=self._cuts.operations)
+            ]
+        framing = self._cuts.frames
+        frames = make_framed(cut(sides.raw, framing.frame_bytes), len(content), framing, self._blobs, "frames", _quiet)
+        packs = make_reuse(sides.raw, sides.digests, earlier, self._blobs, _quiet, framing=self._cuts.packs)
         return Image(content, root, tree, ImageTransport(frames, packs, deltas))
 
     def fetcher(self, *addresses: str) -> Fetcher:

@@ -52,7 +52,8 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     A connection that brings next to nothing for `stall_s` has stalled; all retries of one request together may wait for
     each mirror `grace_s` beyond the time that its bytes take at the slowest rate. `rate_limit` is in bytes a second
-    for all connections together; a stage that would fetch more than `max_download_bytes` is refused beforehand.
+    for all connections together; a stage that would fetch more than `max_download_bytes` is refused beforehand. A way
+    of fetching that needs more than `max_memory_bytes`, or half of what is available, is left out.
     """
 
     ca_file: str | None = None
@@ -64,6 +65,7 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     grace_s: Annotated[float, limited("write seconds, from 1 to 86400", ge=1, le=86_400)] = 180.0
     rate_limit: Annotated[int, limited("write bytes a second, 4096 or more", ge=4096, le=1 << 40)] | None = None
     max_download_bytes: Annotated[int, limited("write bytes, 0 or more", ge=0, le=1 << 44)] | None = None
+    max_memory_bytes: Annotated[int, limited("write bytes, 64 MiB or more", ge=1 << 26, le=1 << 44)] | None = 192 << 20
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -12,9 +12,11 @@ from uuid import UUID
 from updater.errors import EnvironmentFailure, Refused, SlotDamaged
 from updater.files import explained
 from updater.gpt import Gpt, Partition, parse
+from updater.layouts import Layout
 from updater.mounts import Mount, mounted_at, parse_mountinfo
 from updater.mounts import mounted_esp as mounted_esp
 from updater.partition import WholeDisk
+from updater.slots import Slot
 from updater.verity import Superblock, parse_superblock
 
 ESP_TYPE = UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
@@ -36,7 +38,7 @@ class LiveRoot:
     root_hash: str
     data_partition: int
     hash_partition: int
-    esp_partition: int
+    esp_partition: int | None
     nodes: Mapping[int, Path]
 
     def device(self, number: int) -> Path:
@@ -84,24 +86,29 @@ class PyUdev:
             yield dict(device.properties)
 
 
-def discover_live_root(sysroot: Path = Path("/"), udev: Udev | None = None) -> LiveRoot:
+def discover_live_root(
+    sysroot: Path = Path("/"), udev: Udev | None = None, *, layout: Layout | None = None
+) -> LiveRoot:
     """Find the disk behind the running image, and refuse when any two witnesses disagree.
 
     The mount table names the device at `/` (or `/usr`); sysfs its verity device and the partitions below; the disk's
     own table, read here, where these lie and what they are called; udev the same; the verity superblock which device
     mapper target it was opened as; the kernel's command line the root hash; the loader's variable the ESP.
 
-    `sysroot` holds proc, sys and dev. Raises EnvironmentFailure (reason `no-live-root` and others) for what cannot be
-    told, Refused (`ambiguous-disk`, `wrong-esp`) when an operator must untangle two disks.
+    `sysroot` holds proc, sys and dev. `layout` says whether there is an ESP, where a hash tree lies that has no
+    partition of its own, and which labels no second disk may bear. Raises EnvironmentFailure (reason `no-live-root` and
+    others) for what cannot be told, Refused (`ambiguous-disk`, `wrong-esp`) when an operator must untangle two disks.
     """
     udev = udev or PyUdev()
     sysfs = _Sysfs(sysroot)
     mount, verity = _verity_device(sysroot, sysfs)
     root_hash = _root_hash(sysroot, "usrhash" if mount.mount_point == "/usr" else "roothash")
     backing = sysfs.slaves(verity)
+    split = layout.partition("data", Slot.A).hash_offset_bytes if layout else None
     disks = {sysfs.disk_of(name) for name in backing}
-    if len(backing) != 2 or len(disks) != 1:
-        raise _unclear(f"the verity device {verity} lies on {', '.join(backing) or 'nothing'}, not on two partitions")
+    if len(backing) != (2 if split is None else 1) or len(disks) != 1:
+        wanted = "two partitions" if split is None else "one partition"
+        raise _unclear(f"the verity device {verity} lies on {', '.join(backing) or 'nothing'}, not on {wanted}")
     disk_name = disks.pop()
     disk = sysfs.node(disk_name)
     with WholeDisk(disk) as opened:
@@ -112,8 +119,11 @@ def discover_live_root(sysroot: Path = Path("/"), udev: Udev | None = None) -> L
         if name in backing:
             _agree(disk_name, name, table.partition(number), sysfs, udev)
     numbers = {name: number for number, name in names.items()}
-    data, tree = _roles(backing, numbers, table, root_hash, verity, sysfs)
-    _refuse_twins(disk_name, table, sysfs, udev)
+    if split is None:
+        data, tree = _roles(backing, numbers, table, root_hash, verity, sysfs)
+    else:
+        data = tree = _superblock_holder(backing, verity, sysfs, split)
+    _refuse_twins(disk_name, table, sysfs, udev, layout)
     return LiveRoot(
         disk=disk,
         gpt=table,
@@ -121,7 +131,7 @@ def discover_live_root(sysroot: Path = Path("/"), udev: Udev | None = None) -> L
         root_hash=root_hash,
         data_partition=numbers[data],
         hash_partition=numbers[tree],
-        esp_partition=_esp(sysroot, disk, table).number,
+        esp_partition=_esp(sysroot, disk, table).number if layout is None or layout.is_uefi else None,
         nodes={number: sysfs.node(name) for number, name in names.items()},
     )
 
@@ -221,14 +231,13 @@ def _agree(disk: str, name: str, partition: Partition, sysfs: _Sysfs, udev: Udev
             )
 
 
-def _roles(
-    backing: list[str], numbers: Mapping[str, int], table: Gpt, root_hash: str, verity: str, sysfs: _Sysfs
-) -> tuple[str, str]:
-    """Tell the data partition from the hash partition: by PARTUUIDs that spell the root hash, and the superblock."""
+def _superblock_holder(backing: list[str], verity: str, sysfs: _Sysfs, offset_bytes: int = 0) -> str:
+    """Return the device that carries the superblock which the verity device was opened by."""
     opened_as = sysfs.text(verity, "dm/uuid")
     superblocks: dict[str, Superblock] = {}
     for name in backing:
         with explained(f"cannot read {sysfs.node(name)}", "run as root"), sysfs.node(name).open("rb") as file:
+            file.seek(offset_bytes)
             raw = file.read(4096)
         try:
             found = parse_superblock(raw)
@@ -240,7 +249,14 @@ def _roles(
         raise _unclear(
             f"{len(superblocks)} of {' and '.join(backing)} carry the superblock that {verity} was opened by"
         )
-    tree = next(iter(superblocks))
+    return next(iter(superblocks))
+
+
+def _roles(
+    backing: list[str], numbers: Mapping[str, int], table: Gpt, root_hash: str, verity: str, sysfs: _Sysfs
+) -> tuple[str, str]:
+    """Tell the data partition from the hash partition: by PARTUUIDs that spell the root hash, and the superblock."""
+    tree = _superblock_holder(backing, verity, sysfs)
     data = next(name for name in backing if name != tree)
     spelt = [table.partition(numbers[name]).unique_guid.hex for name in (data, tree)]
     halves = [root_hash[:32], root_hash[32:]]
@@ -250,19 +266,38 @@ def _roles(
     return data, tree
 
 
-def _refuse_twins(disk: str, table: Gpt, sysfs: _Sysfs, udev: Udev) -> None:
-    """Refuse while another disk bears the same PARTUUIDs: what finds partitions by them may find the wrong ones."""
-    ours = {str(partition.unique_guid): partition.number for partition in table.partitions}
+def _refuse_twins(disk: str, table: Gpt, sysfs: _Sysfs, udev: Udev, layout: Layout | None) -> None:
+    """Refuse while another disk bears our PARTUUIDs or labels: whoever looks for them may find the wrong one."""
+    ours = {("PARTUUID", str(partition.unique_guid)): partition for partition in table.partitions}
+    wanted = {partition.label for partition in layout.partitions} if layout else set()
+    ours |= {("label", partition.name): partition for partition in table.partitions if partition.name in wanted}
     own = sysfs.text(disk, "dev")
+    names = sysfs.partitions_of(disk)
     for properties in udev.partitions():
-        number = ours.get(properties.get("ID_PART_ENTRY_UUID", "").lower())
-        if number is not None and properties.get("ID_PART_ENTRY_DISK") != own:
+        if properties.get("ID_PART_ENTRY_DISK") == own:
+            continue
+        marks = (
+            ("PARTUUID", properties.get("ID_PART_ENTRY_UUID", "").lower()),
+            ("label", _unescaped(properties.get("ID_PART_ENTRY_NAME", ""))),
+        )
+        for mark in marks:
+            partition = ours.get(mark)
+            if partition is None:
+                continue
             other = properties.get("DEVNAME", "a partition of another disk")
+            node = sysfs.node(names.get(partition.number, disk))
+            what = f"the same {mark[0]} as {node}, {mark[1]} (partition {partition.number} of {sysfs.node(disk)})"
             raise Refused(
-                f"{other} has the same PARTUUID as partition {number} of {sysfs.node(disk)}: one disk is a copy",
-                mend="detach the copy, or give it new identifiers with `sgdisk -G`",
+                f"{other} has {what}: what finds partitions by it may take either",
+                mend="detach the other disk; or give a copy new identifiers with `sgdisk -G`, and new labels with "
+                "`sgdisk -c`",
                 reason="ambiguous-disk",
             )
+
+
+def _unescaped(text: str) -> str:
+    """Return a property's text with udev's escapes (a backslash, x and two hex digits) undone."""
+    return re.sub(r"\\x([0-9a-f]{2})", lambda found: chr(int(found.group(1), 16)), text)
 
 
 def _esp(sysroot: Path, disk: Path, table: Gpt) -> Partition:

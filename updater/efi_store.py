@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from updater.efivars import LOADER_GUID, NON_VOLATILE, checked_value, unwritable
+from updater.efivars import LOADER_GUID, NON_VOLATILE, checked_value, stored_bytes, unwritable
 from updater.errors import EnvironmentFailure
 from updater.files import fsync_directory
 
@@ -51,6 +51,15 @@ class FileEfiVariables:
         if not os.access(self._path, os.W_OK):
             return f"{self._path} cannot be written"
         return None
+
+    def names(self, guid: UUID = LOADER_GUID) -> list[str]:
+        return sorted(name for vendor, name in self._values if vendor == guid)
+
+    def free_bytes(self) -> int | None:
+        store, _ = self._load()
+        # Writing the file packs the store anew, so that only what is there now counts.
+        used = sum(stored_bytes(name, value) for (_, name), value in self._values.items())
+        return max(0, int(store.end - store.start) - used)
 
     def _load(self) -> tuple[Any, Any]:
         store, variables = _open_store(self._path)

@@ -68,6 +68,12 @@ class EfiVariables(Protocol):
     def writable(self) -> str | None:
         """Return None when variables can be changed, else the reason why not."""
 
+    def names(self, guid: UUID = LOADER_GUID) -> list[str]:
+        """Return the sorted names of a vendor's variables."""
+
+    def free_bytes(self) -> int | None:
+        """Return how much more the store takes, or None where the firmware does not tell."""
+
 
 def decode_text(value: bytes | None) -> str | None:
     """Return a UTF-16 string up to its first NUL; None for no value or an empty string."""
@@ -136,6 +142,20 @@ class Forgiving:
     def writable(self) -> str | None:
         return "opened for reading"
 
+    def names(self, guid: UUID = LOADER_GUID) -> list[str]:
+        try:
+            return self._variables.names(guid)
+        except EnvironmentFailure as error:
+            self._failed[""] = str(error)
+            return []
+
+    def free_bytes(self) -> int | None:
+        try:
+            return self._variables.free_bytes()
+        except EnvironmentFailure as error:
+            self._failed[""] = str(error)
+            return None
+
 
 class NoEfiVariables:
     """No variables: a machine without UEFI, or a disk image whose store nobody gave."""
@@ -167,6 +187,12 @@ class NoEfiVariables:
 
     def writable(self) -> str | None:
         return self._why
+
+    def names(self, guid: UUID = LOADER_GUID) -> list[str]:
+        return []
+
+    def free_bytes(self) -> int | None:
+        return None
 
 
 class LiveEfiVariables:
@@ -237,6 +263,26 @@ class LiveEfiVariables:
             return f"this user may not write to {self._base}"
         return None
 
+    def names(self, guid: UUID = LOADER_GUID) -> list[str]:
+        suffix = f"-{guid}"
+        try:
+            found = [path.name for path in self._base.iterdir()]
+        except OSError as error:
+            raise EnvironmentFailure(
+                f"cannot list the EFI variables at {self._base}: {error.strerror}",
+                mend="mount efivarfs there",
+                reason="efi-variables-unreadable",
+            ) from error
+        return sorted(name.removesuffix(suffix) for name in found if name.endswith(suffix))
+
+    def free_bytes(self) -> int | None:
+        # Kernels since 6.5 ask QueryVariableInfo; older ones, and firmware without it, tell a size of zero.
+        with contextlib.suppress(OSError):
+            told = os.statvfs(self._base)
+            if told.f_bsize == 1 and told.f_blocks:
+                return told.f_bavail
+        return None
+
     def _at(self, name: str, guid: UUID) -> Path:
         return self._base / f"{name}-{guid}"
 
@@ -284,52 +330,16 @@ def _set_flags(at: Path, flags: int) -> None:
         os.close(handle)
 
 
-class SimulatedEfiVariables:
-    """Variables in memory, with the behaviour of the real ones, for models and rehearsals."""
-
-    def __init__(
-        self, values: dict[str, bytes] | None = None, *, volatile: bool = True, locked: str | None = None
-    ) -> None:
-        """Take loader variables by name; `locked` is the reason why nothing can be changed."""
-        self.values: dict[tuple[UUID, str], bytes] = {
-            (LOADER_GUID, name): value for name, value in (values or {}).items()
-        }
-        self._volatile = volatile
-        self._locked = locked
-
-    @property
-    def present(self) -> bool:
-        return True
-
-    @property
-    def volatile(self) -> bool:
-        return self._volatile
-
-    def read(self, name: str, guid: UUID = LOADER_GUID) -> bytes | None:
-        return self.values.get((guid, name))
-
-    def write(self, name: str, value: bytes, guid: UUID = LOADER_GUID) -> None:
-        self._refuse_locked(name)
-        self.values[guid, name] = checked_value(name, value)
-
-    def delete(self, name: str, guid: UUID = LOADER_GUID) -> None:
-        if (guid, name) in self.values:
-            self._refuse_locked(name)
-            del self.values[guid, name]
-
-    def writable(self) -> str | None:
-        return self._locked
-
-    def _refuse_locked(self, name: str) -> None:
-        if self._locked:
-            raise unwritable(name, self._locked)
-
-
 def checked_value(name: str, value: bytes) -> bytes:
     """Return `value` when firmware can hold it; raise ValueError otherwise."""
     if not value or len(value) > MAX_BYTES:
         raise ValueError(f"{name}: {len(value)} bytes are no value of an EFI variable")
     return value
+
+
+def stored_bytes(name: str, value: bytes) -> int:
+    """Return what a variable takes in a store like EDK2's: a header of 60 bytes, name and value, aligned to 4."""
+    return (60 + 2 * (len(name) + 1) + len(value) + 3) & ~3
 
 
 def unwritable(name: str, why: str) -> EnvironmentFailure:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from updater.errors import UpdaterError
 from updater.facts import Facts
 from updater.policy import holding, quarantine_sentence
+from updater.records import Update
 from updater.situation import Situation, decide
 
 
@@ -46,7 +47,12 @@ def _sentence(facts: Facts, outlook: Outlook) -> tuple[str, str]:
     if situation is Situation.TRIAL:
         return f"Release {running} is on trial right now and waits for its verdict.", "on-trial"
     if situation is Situation.ARMED and update is not None:
-        return f"Release {update.release.version} is armed: the next boot tries it.", "armed"
+        return _armed_sentence(facts, update)
+    if situation is Situation.STAGED and update is not None and facts.boot.obstacles:
+        return (
+            f"Release {update.release.version} is staged and cannot be armed: {facts.boot.obstacles[0]}.",
+            "loader-obstacle",
+        )
     if situation is Situation.STAGED and update is not None:
         return (
             f"Release {update.release.version} is staged; `acl-updater finalize` and a reboot try it.",
@@ -73,6 +79,17 @@ def _sentence(facts: Facts, outlook: Outlook) -> tuple[str, str]:
     if outlook.target is not None:
         return f"Nothing stands in the way: `acl-updater update` installs release {outlook.target}.", "update-available"
     return f"Release {running} runs, and nothing newer is offered.", "nothing-offered"
+
+
+def _armed_sentence(facts: Facts, update: Update) -> tuple[str, str]:
+    version = update.release.version
+    following = facts.boot.next_entry
+    if following is not None and following.slot is update.slot:
+        return f"Release {version} is armed: the next boot tries it.", "armed"
+    # Somebody changed the loader's mind after arming: a default, a one-shot, another order.
+    name = following.name if following is not None else "nothing that is known"
+    why = f": {facts.boot.obstacles[0]}" if facts.boot.obstacles else ""
+    return f"Release {version} is armed, but the next boot takes {name} instead{why}.", "trial-masked"
 
 
 def _details(facts: Facts, outlook: Outlook) -> list[str]:

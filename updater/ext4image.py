@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from updater.errors import EnvironmentFailure
-from updater.files import CHUNK_BYTES, checked, explained
+from updater.files import CHUNK_BYTES, checked, explained, other_length
 from updater.run import find_tool, run
 
 _MAGIC = 0xEF53
@@ -130,6 +130,13 @@ class Ext4Image:
         if self._node(path) is not None:
             commands.insert(1, f'rm "{name}"')
         self._edit(commands)
+
+    def overwrite(self, path: str, content: bytes) -> None:
+        """Put `content` over a file of that very length; a kill midway may leave it partial."""
+        length = self.size(path)
+        if length != len(content):
+            raise other_length(path, length, len(content))
+        self.write_new(path, [content])
 
     def remove(self, path: str) -> None:
         """Remove a file, or a folder with all in it; an absent one is fine."""

@@ -112,6 +112,17 @@ class FatReader:
         if left:
             raise self._damaged(f"{entry.name} ends {left} bytes too early")
 
+    def places(self, entry: FatEntry) -> Iterator[tuple[int, int]]:
+        """Yield (byte offset in the file system, length) of each stretch of a file's bytes, in order."""
+        left = entry.length_bytes
+        for offset, length in self._runs(entry.first_cluster) if left else ():
+            yield offset, min(length, left)
+            left -= min(length, left)
+            if not left:
+                return
+        if left:
+            raise self._damaged(f"{entry.name} ends {left} bytes too early")
+
     def free_bytes(self) -> int:
         """Return the bytes in clusters that no file owns."""
         length = -(-(self._clusters + 2) * self._bits // 8)

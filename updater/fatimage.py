@@ -10,7 +10,7 @@ from pathlib import Path
 
 from updater.errors import EnvironmentFailure
 from updater.fat import READ_ONLY, FatReader
-from updater.files import checked, explained
+from updater.files import checked, explained, other_length
 from updater.run import find_tool, run
 
 # Nobody's mtools.conf applies, and odd geometries (an ESP on a partition boundary) are fine.
@@ -83,6 +83,20 @@ class FatImage:
         self.write_new(fresh, [content])
         self.write_new(path, [content])
         self.remove(fresh)
+
+    def overwrite(self, path: str, content: bytes) -> None:
+        """Put `content` over a file of that very length, in the sectors that it owns."""
+        with self._reader() as reader:
+            entry = reader.find(checked(path))
+            if entry is None or entry.is_directory or entry.length_bytes != len(content):
+                raise other_length(f"{path} on {self._name}", entry.length_bytes if entry else None, len(content))
+            places = list(reader.places(entry))
+        with explained(f"cannot write {self._name}", "check the image file"), self._image.open("r+b") as file:
+            done = 0
+            for offset, length in places:
+                os.pwrite(file.fileno(), content[done : done + length], self._offset + offset)
+                done += length
+            os.fsync(file.fileno())
 
     def remove(self, path: str) -> None:
         """Remove a file, or a folder with all in it; an absent one is fine."""

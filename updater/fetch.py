@@ -14,6 +14,7 @@ from pathlib import Path
 
 from updater.errors import EnvironmentFailure, NetworkFailure, Untrusted
 from updater.http_mirror import HttpMirror, ca_bundle
+from updater.kept import Kept
 from updater.mirrors import Budget, FolderMirror, Mirror, MirrorFailure, Timeouts
 
 __all__ = ["Counters", "Fetcher", "Retries", "Timeouts"]
@@ -108,6 +109,8 @@ class Fetcher:
                 "no repository is configured", mend="name its address in the configuration", reason="no-mirror"
             )
         self.counters = Counters()
+        self.kept: Kept | None = None
+        """What ranges that are proven by hashes of their own are kept in, so that a kill costs none of them."""
         self._timeouts = timeouts or Timeouts()
         self._retries = retries or Retries()
         self._sleep = sleep
@@ -132,6 +135,11 @@ class Fetcher:
         """Return the mirrors' addresses without secrets, in the order in which they are asked."""
         return [mirror.name for mirror in self._mirrors]
 
+    @property
+    def local(self) -> bool:
+        """Tell whether all mirrors are folders of this machine."""
+        return all(mirror.local for mirror in self._mirrors)
+
     def per_mirror(self) -> list[Fetcher]:
         """Return a fetcher for each mirror alone; they share connections and counters."""
         if len(self._mirrors) == 1:
@@ -141,6 +149,7 @@ class Fetcher:
     def _only(self, mirror: Mirror) -> Fetcher:
         alone = Fetcher.__new__(Fetcher)
         alone.counters = self.counters
+        alone.kept = self.kept
         alone._timeouts = self._timeouts
         # With others to turn to, a dead mirror is given up sooner.
         alone._retries = Retries(
@@ -230,11 +239,13 @@ class _Turns:
     def __init__(self, mirrors: Sequence[Mirror], retries: Retries, path: str, allowed_s: float) -> None:
         self._left = list(mirrors)
         self._budgets = {mirror.name: Budget(allowed_s) for mirror in mirrors}
+        # What each asked for by Retry-After, less the pauses since.
+        self._waits = {mirror.name: 0.0 for mirror in mirrors}
         self._retries = retries
         self._path = path
         self._failures: list[MirrorFailure] = []
         self._rounds = 0
-        self._in_round = 0
+        self._asked: set[str] = set()
 
     @property
     def current(self) -> Mirror:
@@ -248,43 +259,54 @@ class _Turns:
         """Take a pause off the time of every mirror that it is made for."""
         for mirror in self._left:
             self._budgets[mirror.name].spend(seconds)
+            self._waits[mirror.name] = max(0.0, self._waits[mirror.name] - seconds)
 
     def failed(self, failure: MirrorFailure, *, progressed: bool) -> float:
         """Give the turn to the next mirror; return the seconds to pause before; raise NetworkFailure at the end."""
         log.debug("fetch: %s", failure)
         self._failures.append(failure)
         if progressed:
-            self._rounds = self._in_round = 0
+            self._rounds = 0
+            self._asked.clear()
         mirror = self._left.pop(0)
         patient = failure.wait_s is None or failure.wait_s <= self._retries.longest_pause_s
         in_time = self._budgets[mirror.name].left_s > 0
         if failure.again and patient and in_time and self._rounds + 1 < self._retries.attempts:
             self._left.append(mirror)
-            self._in_round += 1
+            self._waits[mirror.name] = failure.wait_s or 0.0
+            self._asked.add(mirror.name)
         if not self._left:
             verdict = self._verdict()
             # An exception that is its own cause would never be freed, nor its traceback's connections.
             if verdict is failure:
                 raise verdict
             raise verdict from failure
-        if self._in_round < len(self._left):
+        self._left.sort(key=lambda mirror: (self._waits[mirror.name], mirror.name in self._asked))
+        if not self._waits[self.current.name] and self.current.name not in self._asked:
             return 0.0
-        pause: float = min(self._retries.longest_pause_s, self._retries.first_pause_s * 2**self._rounds)
+        backoff: float = min(self._retries.longest_pause_s, self._retries.first_pause_s * 2**self._rounds)
+        pause = max(self._waits[self.current.name], backoff * random.uniform(0.5, 1.0))
         self._rounds += 1
-        self._in_round = 0
-        return max(failure.wait_s or 0.0, pause * random.uniform(0.5, 1.0))
+        self._asked.clear()
+        if all(self._budgets[mirror.name].left_s <= pause for mirror in self._left):
+            raise self._verdict() from failure
+        return pause
 
     def _verdict(self) -> NetworkFailure:
-        last = {failure.mirror: failure for failure in self._failures}
+        # That the time is up says less than what it was used up by.
+        telling_ones = [failure for failure in self._failures if failure.reason != "deadline"]
+        last = {failure.mirror: failure for failure in telling_ones or self._failures}
         if len(last) == 1:
-            return self._failures[-1]
+            return (telling_ones or self._failures)[-1]
         # A mirror that answered says more than one that could not be reached.
-        telling = next((f for f in last.values() if f.reason not in ("unreachable", "timeout", "stalled")), None)
+        telling = next(
+            (f for f in last.values() if f.reason not in ("unreachable", "timeout", "stalled", "deadline")), None
+        )
         every_reason = {failure.reason for failure in last.values()}
         return NetworkFailure(
             f"no mirror serves {self._path}: " + "; ".join(failure.message for failure in last.values()),
             mend="see the network and the servers",
-            reason=every_reason.pop() if len(every_reason) == 1 else (telling or self._failures[-1]).reason,
+            reason=every_reason.pop() if len(every_reason) == 1 else (telling or next(reversed(last.values()))).reason,
         )
 
 

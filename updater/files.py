@@ -36,6 +36,12 @@ class Directory(Protocol):
     def replace(self, path: str, content: bytes) -> None:
         """Put `content` in place of a small file so that a reader finds the old or the new whole."""
 
+    def overwrite(self, path: str, content: bytes) -> None:
+        """Put `content` over a file of that very length, in the sectors that it owns: each is old or new after a cut.
+
+        Raises EnvironmentFailure when the file is absent or of another length.
+        """
+
     def remove(self, path: str) -> None:
         """Remove a file, or a folder with all in it; an absent one is fine."""
 
@@ -58,6 +64,15 @@ def checked(path: str) -> str:
     if path.startswith("/") or (path and any(part in ("", ".", "..") for part in parts)) or "\0" in path:
         raise ValueError(f"not a clean relative path: {path!r}")
     return path
+
+
+def other_length(path: str, length: int | None, wanted: int) -> EnvironmentFailure:
+    """Return the error of a file that cannot be overwritten in place."""
+    return EnvironmentFailure(
+        f"cannot overwrite {path}: it {'is missing' if length is None else f'has {length} bytes'} instead of {wanted}",
+        mend="write it anew, with power that will not fail meanwhile",
+        reason="file-error",
+    )
 
 
 def fsync_directory(path: Path) -> None:
@@ -140,6 +155,16 @@ class MountedDirectory:
             temporary.replace(at)
             fsync_directory(at.parent)
 
+    def overwrite(self, path: str, content: bytes) -> None:
+        at = self._at(path)
+        length = self.size(path)
+        if length != len(content):
+            raise other_length(str(at), length, len(content))
+        with explained(f"cannot overwrite {at}", "see dmesg for errors of that disk"), at.open("r+b") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
     def remove(self, path: str) -> None:
         at = self._at(path)
         with explained(f"cannot remove {at}", "see dmesg for errors of that disk"):
@@ -217,6 +242,9 @@ class Below:
 
     def replace(self, path: str, content: bytes) -> None:
         self._directory.replace(self._at(path), content)
+
+    def overwrite(self, path: str, content: bytes) -> None:
+        self._directory.overwrite(self._at(path), content)
 
     def remove(self, path: str) -> None:
         self._directory.remove(self._at(path))

@@ -133,6 +133,33 @@ class Gpt:
         entries = self.entries[:at] + changed + self.entries[at + _ENTRY.size :]
         return replace(self, entries=entries, partitions=_partitions(entries, self), consistent=False)
 
+    def with_new_partition(
+        self,
+        number: int,
+        *,
+        type_guid: UUID,
+        unique_guid: UUID,
+        offset_bytes: int,
+        length_bytes: int,
+        name: str,
+        attributes: int = 0,
+    ) -> Gpt:
+        """Return the table with a partition in the free entry `number`.
+
+        Raises ValueError when offset or length is not in whole sectors, EnvironmentFailure when it cannot lie there.
+        """
+        if offset_bytes % self.sector_bytes or length_bytes % self.sector_bytes or length_bytes < 1:
+            raise ValueError(f"partition {number} does not lie in whole sectors of {self.sector_bytes} bytes")
+        first = offset_bytes // self.sector_bytes
+        last = first + length_bytes // self.sector_bytes - 1
+        label = name.encode("utf-16-le")
+        at = (number - 1) * _ENTRY.size
+        if any(self.entries[at : at + _ENTRY.size]) or len(label) > 72:
+            raise ValueError(f"entry {number} is not free, or {name!r} does not fit a partition's label")
+        entry = _ENTRY.pack(type_guid.bytes_le, unique_guid.bytes_le, first, last, attributes, label)
+        entries = self.entries[:at] + entry + self.entries[at + _ENTRY.size :]
+        return replace(self, entries=entries, partitions=_partitions(entries, self), consistent=False)
+
     def primary_image(self) -> list[tuple[int, bytes]]:
         """Return (byte offset, bytes) of the primary copy's array and then its header, to be flushed one by one."""
         lba = 2
@@ -176,6 +203,28 @@ class Gpt:
             )
 
         return lba * self.sector_bytes, packed(zlib.crc32(packed(0))).ljust(self.sector_bytes, b"\0")
+
+
+def empty_table(disk_guid: UUID, disk_bytes: int, sector_bytes: int = 512) -> Gpt:
+    """Return the table of a new disk: 128 entries, the first MiB kept free of partitions."""
+    sectors = disk_bytes // sector_bytes
+    array = _sectors(128 * _ENTRY.size, sector_bytes)
+    return Gpt(
+        disk_guid=disk_guid,
+        sector_bytes=sector_bytes,
+        disk_sectors=sectors,
+        first_usable_lba=(1 << 20) // sector_bytes,
+        last_usable_lba=sectors - 2 - array,
+        partitions=(),
+        primary_ok=False,
+        backup_ok=False,
+        consistent=False,
+        entries=bytes(128 * _ENTRY.size),
+        primary_array_lba=2,
+        backup_array_lba=sectors - 1 - array,
+        backup_lba=sectors - 1,
+        spare_array_lba=None,
+    )
 
 
 def parse(read: Read, disk_bytes: int, sector_bytes: int | None = None) -> Gpt:

@@ -34,6 +34,8 @@ class HttpMirror:
     Several threads may read from it at once.
     """
 
+    local = False
+
     def __init__(
         self,
         url: str,
@@ -107,7 +109,7 @@ class HttpMirror:
         first = urllib.parse.urlsplit(url)
         for _ in range(_MAX_REDIRECTS + 1):
             if budget.left_s <= 0:
-                raise self._stalled("the time for this file is used up")
+                raise self._stalled("the time for this file is used up", reason="deadline")
             began = budget.clock()
             self._on_request()
             response: requests.Response | None = None
@@ -236,7 +238,7 @@ class HttpMirror:
             if fresh:
                 yield fresh
             if budget.left_s <= 0:
-                raise self._stalled(f"took too long over {path}")
+                raise self._stalled(f"took too long over {path}", reason="deadline")
             if window_s >= self._timeouts.stall_s:
                 if window_bytes < self._timeouts.slowest_bytes_per_s * window_s:
                     raise self._stalled(f"sent {window_bytes} bytes of {path} in {window_s:.0f} s")
@@ -286,8 +288,8 @@ class HttpMirror:
     def _misbehaves(self, what: str, reason: str = "server-misbehaves") -> MirrorFailure:
         return self._failure(what, "use another mirror, or mend that server", reason, False)
 
-    def _stalled(self, what: str) -> MirrorFailure:
-        return self._failure(what, "see the network and the server", "stalled", True)
+    def _stalled(self, what: str, reason: str = "stalled") -> MirrorFailure:
+        return self._failure(what, "see the network and the server", reason, True)
 
 
 def ca_bundle(ca_file: Path | None) -> str | bool:

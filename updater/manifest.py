@@ -19,6 +19,7 @@ from updater.schema import (
     decode_json,
     limited,
 )
+from updater.slots import Slot
 from updater.versions import Version
 
 BLOCK_BYTES = 4096
@@ -46,7 +47,10 @@ class Artifact(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Addon(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A UKI addon: a signed PE file that adds to the command line."""
+    """A UKI addon: a signed PE file that adds to the command line.
+
+    With `slot` it is placed only in that slot: it carries the verity words of the slot's own partitions.
+    """
 
     name: Annotated[
         str,
@@ -57,6 +61,7 @@ class Addon(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ]
     length_bytes: Annotated[int, limited("write a number of bytes from 1 to 16 MiB", ge=1, le=1 << 24)]
     sha256: Sha256Hex
+    slot: Slot | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -96,6 +101,13 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         names = [addon.name for addon in self.addons]
         if len(set(names)) != len(names):
             raise InvalidDocument("manifest", "addons", "two addons bear the same name", "rename one")
+        if len({addon.slot for addon in self.addons} - {None}) == 1:
+            raise InvalidDocument(
+                "manifest",
+                "addons",
+                "only one slot has an addon of its own: the release could not be booted from the other",
+                "add one for each slot",
+            )
 
     @property
     def release(self) -> Version:

@@ -59,6 +59,10 @@ class Mirror(Protocol):
     def name(self) -> str:
         """Return its address without secrets, for messages."""
 
+    @property
+    def local(self) -> bool:
+        """Tell whether its bytes lie on this machine: fetching them again costs nothing."""
+
     def pieces(
         self, path: str, offset: int, length: int, budget: Budget, *, ranged: bool
     ) -> Generator[bytes, None, None]:
@@ -70,6 +74,8 @@ class Mirror(Protocol):
 
 class FolderMirror:
     """A local folder that holds the repository, such as a mounted stick."""
+
+    local = True
 
     def __init__(self, base: Path) -> None:
         """Serve files below `base`."""

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
 import stat
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from updater.blocks import paged
 from updater.errors import EnvironmentFailure, Refused
 from updater.gpt import Gpt, parse
 
 ALIGNMENT = 4096
 _BLKSSZGET = 0x1268
 _MOST_BYTES_A_CALL = 16 << 20
+_LARGE_BYTES = 1 << 16
+
+
+class _Unaligned(Exception):
+    """Memory that direct access cannot use."""
 
 
 class _Range:
     """An open file or block device, and the range of it that may be touched.
 
     Block devices are read and written past the page cache (O_DIRECT), so that what is read back is what the medium
-    holds. Files are written through the cache, which `flush` then drops. A block device is opened for writing with
+    holds. Partitions in files are so, where the file system can do it, in large pieces and in all that `get_into`
+    reads; what goes through the cache, `flush` drops from it. A block device is opened for writing with
     O_EXCL: the kernel refuses that while it is mounted or held by the device mapper, so that nothing which backs the
     running system can ever be written here, whatever the caller believes.
     """
@@ -35,6 +42,7 @@ class _Range:
         self.name = name or str(path)
         self._base = offset
         self._writable = writable
+        self._bypass = -1
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
         try:
             is_device = stat.S_ISBLK(path.stat().st_mode)
@@ -69,10 +77,14 @@ class _Range:
         except BaseException:
             os.close(self._file)
             raise
+        if not is_device and direct is None and hold and offset % ALIGNMENT == 0:
+            # Filling the cache costs as much time as hashing what is in it.
+            with suppress(OSError):
+                self._bypass = os.open(path, flags | os.O_DIRECT)
 
     @property
     def read_back(self) -> str:
-        return "O_DIRECT" if self._direct else "fsync and POSIX_FADV_DONTNEED"
+        return "O_DIRECT" if self._direct or self._bypass >= 0 else "fsync and POSIX_FADV_DONTNEED"
 
     def get(self, offset: int, length: int, alignment: int) -> bytes:
         self._check(offset, length, alignment)
@@ -92,41 +104,66 @@ class _Range:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _get_direct(self, offset: int, length: int) -> bytes:
-        # O_DIRECT wants memory, offset and length in whole sectors: an anonymous map begins on a page.
-        view = memoryview(mmap.mmap(-1, max(length, 1)))
+        # O_DIRECT wants memory, offset and length in whole sectors.
+        view = paged(length)
+        self._fill(offset, view)
+        return bytes(view)
+
+    def get_into(self, offset: int, room: memoryview, alignment: int) -> None:
+        self._check(offset, len(room), alignment)
+        self._fill(offset, room)
+
+    def _fill(self, offset: int, room: memoryview) -> None:
         done = 0
-        while done < length:
-            end = min(length, done + _MOST_BYTES_A_CALL)
+        while done < len(room):
+            end = min(len(room), done + _MOST_BYTES_A_CALL)
+            file = self._file if self._bypass < 0 else self._bypass
             try:
-                count = os.preadv(self._file, [view[done:end]], self._base + offset + done)
+                count = os.preadv(file, [room[done:end]], self._base + offset + done)
             except OSError as error:
+                if error.errno == errno.EINVAL and file == self._bypass:
+                    self._give_bypass_up()
+                    continue
                 raise self._failure("read", offset + done, error) from error
             if not count:
                 raise self._failure("read", offset + done, None)
             done += count
-        return bytes(view[:length])
 
     def put(self, offset: int, data: bytes | memoryview, alignment: int) -> None:
         length = len(data)
         self._check(offset, length, alignment)
         if not self._writable:
             raise ValueError(f"{self.name} is open for reading only")
-        if not self._direct:
-            self._put_from(offset, memoryview(data))
-            return
-        view = memoryview(mmap.mmap(-1, min(max(length, 1), _MOST_BYTES_A_CALL)))
-        for at in range(0, length, _MOST_BYTES_A_CALL):
-            count = min(_MOST_BYTES_A_CALL, length - at)
-            view[:count] = data[at : at + count]
-            self._put_from(offset + at, view[:count])
+        view = memoryview(data)
+        try:
+            self._put_from(offset, view)
+        except _Unaligned:
+            # Which memory a device can reach only its driver knows: a copy that begins on a page always will do.
+            room = paged(min(length, _MOST_BYTES_A_CALL))
+            for at in range(0, length, _MOST_BYTES_A_CALL):
+                count = min(_MOST_BYTES_A_CALL, length - at)
+                room[:count] = view[at : at + count]
+                self._put_from(offset + at, room[:count], paged_memory=True)
 
-    def _put_from(self, offset: int, view: memoryview) -> None:
+    def _put_from(self, offset: int, view: memoryview, *, paged_memory: bool = False) -> None:
+        file = self._bypass if self._bypass >= 0 and len(view) >= _LARGE_BYTES else self._file
         done = 0
         while done < len(view):
             try:
-                done += os.pwrite(self._file, view[done:], self._base + offset + done)
+                done += os.pwrite(file, view[done:], self._base + offset + done)
             except OSError as error:
+                if error.errno == errno.EINVAL and file == self._bypass:
+                    file = self._file
+                    continue
+                if error.errno == errno.EINVAL and self._direct and not paged_memory:
+                    raise _Unaligned from error
                 raise self._failure("write", offset + done, error) from error
+
+    def _give_bypass_up(self) -> None:
+        """Go through the cache from now on: the file system takes O_DIRECT, and then does not do it."""
+        bypass, self._bypass = self._bypass, -1
+        if bypass >= 0:
+            os.close(bypass)
 
     def flush(self) -> None:
         try:
@@ -139,6 +176,7 @@ class _Range:
             raise self._failure("flush", 0, error) from error
 
     def close(self) -> None:
+        self._give_bypass_up()
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -197,6 +235,10 @@ class FileBlocks:
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes at `offset`; safe in several threads at once."""
         return self._range.get(offset, length, ALIGNMENT)
+
+    def read_into(self, offset: int, room: memoryview) -> None:
+        """Fill `room`, which begins on a page, with the bytes at `offset`; safe in several threads at once."""
+        self._range.get_into(offset, room, ALIGNMENT)
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write all of `data` at `offset`; durable only after `flush`."""

@@ -8,7 +8,7 @@ from updater.boot.protocol import BootFile
 from updater.errors import EnvironmentFailure
 from updater.manifest import Manifest
 from updater.policy import Target
-from updater.records import UKI_NAME, ReleaseRecord
+from updater.records import UKI_NAME, Brought, ReleaseRecord
 from updater.slots import Slot
 from updater.ways import Choice, Cost
 
@@ -65,12 +65,13 @@ class Plan:
     image_choice: Choice | None = None
     uki_ways: tuple[Cost, ...] = ()
     uki_choice: Choice | None = None
+    brought: Brought | None = None
 
     def with_ways(
         self, image: tuple[Cost, ...], image_choice: Choice, uki: tuple[Cost, ...], uki_choice: Choice
     ) -> Plan:
         """Return the plan with the ways in which image and UKI can come, and the download that the chosen ones take."""
-        addons = sum(file.length_bytes for file in self.release.files if file.name != UKI_NAME)
+        addons = sum(file.length_bytes for file in self.release.files_of(self.slot) if file.name != UKI_NAME)
         taken = [cost for cost in image if cost.way is image_choice.taken]
         taken += [cost for cost in uki if cost.way is uki_choice.taken]
         return replace(
@@ -102,9 +103,9 @@ def sizes(length_bytes: int) -> str:
     return f"{length_bytes} bytes"
 
 
-def boot_files(release: ReleaseRecord) -> tuple[BootFile, ...]:
-    """Return the release's boot files in the order in which they are placed: addons before the UKI."""
-    return tuple(BootFile(item.name, item.length_bytes, item.sha256) for item in release.files)
+def boot_files(release: ReleaseRecord, slot: Slot) -> tuple[BootFile, ...]:
+    """Return the release's boot files for `slot` in the order in which they are placed: addons before the UKI."""
+    return tuple(BootFile(item.name, item.length_bytes, item.sha256) for item in release.files_of(slot))
 
 
 def make_plan(
@@ -123,7 +124,8 @@ def make_plan(
     """Return the plan to stage a release into the slot that is not running, with the preflight's sums."""
     slot = from_slot.other
     root = manifest.root
-    largest = max(item.length_bytes for item in release.files)
+    files = release.files_of(slot)
+    largest = max(item.length_bytes for item in files)
     checks = (
         Check(f"slot {slot}'s image", root.length_bytes, data_bytes, "choose a smaller image or larger slots"),
         # One block more than the tree: the superblock stands before it.
@@ -138,5 +140,5 @@ def make_plan(
         from_slot=from_slot,
         slot=slot,
         checks=checks,
-        download_bytes_at_most=root.length_bytes + root.tree_length_bytes + sum(f.length_bytes for f in release.files),
+        download_bytes_at_most=root.length_bytes + root.tree_length_bytes + sum(f.length_bytes for f in files),
     )

@@ -25,6 +25,8 @@ BYTES_AHEAD = 12 << 20
 SPAN_BYTES = 4 << 20
 """Neighbouring parts share a request up to this length."""
 
+_WHOLE_SYNC_BYTES = 1 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -118,6 +120,8 @@ def fetch_spans(
                 for part in span.parts:
                     at = part.offset - span.offset
                     yield part, content[at : at + part.length]
+                    if fetcher.kept:
+                        fetcher.kept.used(part.path, part.offset, part.length)
                 # Gone before the next one is waited for: one span is used, the others are ahead.
                 content.release()
         finally:
@@ -127,43 +131,122 @@ def fetch_spans(
             wait([future for _, future in flight])
 
 
+def stream_whole(fetcher: Fetcher, path: str, length: int) -> Generator[bytes, None, None]:
+    """Yield a file that is proven as a whole only: what was kept of its start, then the rest from a mirror.
+
+    When the file turns out to be wrong, drop what is kept of it, and read it again: its start may be another mirror's.
+    """
+    kept, at = fetcher.kept, 0
+    for piece in kept.prefix(path) if kept else ():
+        yield piece[: length - at]
+        at = min(length, at + len(piece))
+    with closing(fetcher.stream(path, at, length - at)) as pieces:
+        for piece in pieces:
+            if kept and not fetcher.local:
+                kept.add(path, at, piece, _WHOLE_SYNC_BYTES)
+            at += len(piece)
+            yield piece
+
+
+class _Arriving:
+    """The bytes of one span as they come together: some were kept, the others come from one mirror or several."""
+
+    def __init__(self, fetcher: Fetcher, span: Span, over: threading.Event) -> None:
+        self.content = bytearray(span.length)
+        self._span = span
+        self._over = over
+        self._kept = fetcher.kept
+        self._unproven = list(span.parts)
+        self._gaps = self._kept.copy(span.path, span.offset, self.content) if self._kept else [(0, span.length)]
+        # Who brought the bytes of a part, so that a mirror answers for none but its own.
+        self._brought_by: dict[Part, set[str]] = {}
+        self._note("", self._known())
+
+    def complete(self, alone: Fetcher) -> None:
+        """Fetch what is missing from a mirror and prove all of it; raise Untrusted, NetworkFailure."""
+        mirror = alone.mirrors[0]
+        while self._unproven:
+            gaps, self._gaps = self._gaps, []
+            while gaps:
+                low, high = gaps.pop(0)
+                at = low
+                try:
+                    for piece in self._pieces(alone, low, high):
+                        self.content[at : at + len(piece)] = piece
+                        self._note(mirror, [(at, at + len(piece))])
+                        at += len(piece)
+                finally:
+                    if at < high:
+                        self._gaps = [(at, high), *gaps]
+            self._prove(mirror)
+
+    def _pieces(self, alone: Fetcher, low: int, high: int) -> Generator[bytes, None, None]:
+        span = self._span
+        longest = max(part.length for part in span.parts)
+        at = span.offset + low
+        with closing(alone.stream(span.path, at, high - low)) as pieces:
+            for piece in pieces:
+                if self._over.is_set():
+                    raise NetworkFailure("the transfer was given up", reason="given-up")
+                if self._kept and not alone.local:
+                    self._kept.add(span.path, at, piece, longest)
+                at += len(piece)
+                yield piece
+
+    def _prove(self, mirror: str) -> None:
+        """Leave the parts that are wrong to be fetched again; raise Untrusted when the mirror alone brought one."""
+        view = memoryview(self.content)
+        wrong = [part for part in self._unproven if hashlib.sha256(self._of(part, view)).digest() != part.sha256]
+        view.release()
+        self._unproven = wrong
+        blamed = [part for part in wrong if self._brought_by[part] == {mirror}]
+        for part in wrong:
+            low = part.offset - self._span.offset
+            self._gaps.append((low, low + part.length))
+            self._brought_by[part] = set()
+            if self._kept:
+                self._kept.drop(part.path, part.offset, part.length)
+        if blamed:
+            raise Untrusted(
+                f"{mirror} served wrong bytes at byte {blamed[0].offset} of {self._span.path}: they do not have the "
+                "signed hash",
+                mend="use another mirror, or publish that file there again; nothing unproven was used",
+                reason="part-mismatch",
+            )
+
+    def _of(self, part: Part, view: memoryview) -> memoryview:
+        at = part.offset - self._span.offset
+        return view[at : at + part.length]
+
+    def _known(self) -> list[tuple[int, int]]:
+        edges = [0, *(edge for gap in self._gaps for edge in gap), self._span.length]
+        return [(low, high) for low, high in zip(edges[::2], edges[1::2], strict=True) if low < high]
+
+    def _note(self, mirror: str, ranges: list[tuple[int, int]]) -> None:
+        for part in self._unproven:
+            low = part.offset - self._span.offset
+            if any(start < low + part.length and low < end for start, end in ranges):
+                self._brought_by.setdefault(part, set()).add(mirror)
+
+
 def _fetched(fetcher: Fetcher, span: Span, over: threading.Event) -> bytearray:
-    """Return a span's bytes from the first mirror whose bytes are the right ones."""
+    """Return a span's bytes: those that were kept, and the others from the first mirror that has the right ones."""
+    arriving = _Arriving(fetcher, span, over)
     failures: list[Untrusted | NetworkFailure] = []
     for alone in fetcher.per_mirror():
-        mirror = alone.mirrors[0]
         try:
-            return _attempted(alone, mirror, span, over)
+            arriving.complete(alone)
         except Untrusted as failure:
             log.warning("%s", failure)
-            fetcher.avoid(mirror)
+            fetcher.avoid(alone.mirrors[0])
             failures.append(failure)
         except NetworkFailure as failure:
             if over.is_set():
                 raise
             log.warning("%s", failure)
             failures.append(failure)
+        else:
+            return arriving.content
     # Wrong bytes say more than none; yet as long as one mirror may still have the right ones, it is worth a retry.
     failures.sort(key=lambda failure: isinstance(failure, NetworkFailure))
     raise failures[0]
-
-
-def _attempted(alone: Fetcher, mirror: str, span: Span, over: threading.Event) -> bytearray:
-    content = bytearray(span.length)
-    position = 0
-    with closing(alone.stream(span.path, span.offset, span.length)) as pieces:
-        for piece in pieces:
-            if over.is_set():
-                raise NetworkFailure("the transfer was given up", reason="given-up")
-            content[position : position + len(piece)] = piece
-            position += len(piece)
-    view = memoryview(content)
-    for part in span.parts:
-        at = part.offset - span.offset
-        if hashlib.sha256(view[at : at + part.length]).digest() != part.sha256:
-            raise Untrusted(
-                f"{mirror} served wrong bytes at byte {part.offset} of {part.path}: they do not have the signed hash",
-                mend="use another mirror, or publish that file there again; nothing unproven was used",
-                reason="part-mismatch",
-            )
-    return content

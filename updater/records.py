@@ -38,11 +38,12 @@ class RootRecord(msgspec.Struct, frozen=True):
 
 
 class FileRecord(msgspec.Struct, frozen=True):
-    """A file of the boot artifact: `uki.efi` or an addon."""
+    """A file of the boot artifact: `uki.efi` or an addon; `slot` is the only one that it is placed in."""
 
     name: str
     length_bytes: int
     sha256: Sha256Hex
+    slot: Slot | None = None
 
 
 class ReleaseRecord(msgspec.Struct, frozen=True):
@@ -55,6 +56,10 @@ class ReleaseRecord(msgspec.Struct, frozen=True):
     root: RootRecord
     files: list[FileRecord]
 
+    def files_of(self, slot: Slot) -> list[FileRecord]:
+        """Return the boot files that `slot` needs, in the order in which they are placed: addons before the UKI."""
+        return [file for file in self.files if file.slot in (None, slot)]
+
 
 def release_record(manifest: Manifest, raw: bytes) -> ReleaseRecord:
     """Return what to remember of a manifest whose proven bytes are `raw`."""
@@ -66,7 +71,7 @@ def release_record(manifest: Manifest, raw: bytes) -> ReleaseRecord:
         built=manifest.built,
         root=RootRecord(root.length_bytes, root.tree_length_bytes, root.root_hash, root.salt, root.uuid),
         files=[
-            *(FileRecord(addon.name, addon.length_bytes, addon.sha256) for addon in manifest.addons),
+            *(FileRecord(addon.name, addon.length_bytes, addon.sha256, addon.slot) for addon in manifest.addons),
             FileRecord(UKI_NAME, manifest.uki.length_bytes, manifest.uki.sha256),
         ],
     )
@@ -198,6 +203,24 @@ class BarredWay(msgspec.Struct, frozen=True):
     at: UtcText
 
 
+class Brought(msgspec.Struct, frozen=True):
+    """What the run that staged a release took to do so.
+
+    `image` are the ways that were tried, the last of which did it, and `files` the way of each boot file. What was
+    fetched counts all of that run, metadata included; what was written and kept are the slot's bytes. `read_back` says
+    how the slot was read from the medium.
+    """
+
+    image: list[str]
+    files: dict[str, str]
+    fetched_bytes: int
+    requests: int
+    retries: int
+    written_bytes: int
+    kept_bytes: int
+    read_back: str
+
+
 class Update(msgspec.Struct, frozen=True):
     """One update from its first byte to its verdict; `barred` are ways of fetching that need not be tried again."""
 
@@ -216,6 +239,7 @@ class Update(msgspec.Struct, frozen=True):
     baseline: dict[str, Any] | None = None
     verdict: VerdictRecord | None = None
     barred: list[BarredWay] = []
+    brought: Brought | None = None
 
 
 class Aftermath(msgspec.Struct, frozen=True):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from updater.config import Config
 from updater.errors import EnvironmentFailure, NetworkFailure, Refused, Untrusted
+from updater.format.later import with_later
 from updater.format.transport import Transport
 from updater.manifest import Manifest, Root, Withdrawn
 from updater.node.protocol import Node
@@ -86,9 +87,15 @@ class Repository:
         """Return the sources of a release's blocks, one for each mirror, the best first."""
         return [RepositoryImage(fetcher, root) for fetcher in self.fetcher.per_mirror()]
 
-    def transport(self, manifest: Manifest) -> Transport:
-        """Return how a release travels."""
-        return manifest.transport or Transport()
+    def transport(self, manifest: Manifest, *, later: bool = True) -> Transport:
+        """Return how a release travels, with the deltas that it was given after its publication.
+
+        Raises Untrusted or NetworkFailure when these cannot be had: without them (`later` false) it travels all the
+        same.
+        """
+        transport = manifest.transport or Transport()
+        added = self.trust.later_deltas(manifest) if later else None
+        return transport if added is None else with_later(transport, added)
 
 
 def from_any(attempts: Iterable[Callable[[], T]]) -> T:

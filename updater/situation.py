@@ -79,9 +79,16 @@ def running_is_proven(facts: Facts) -> bool:
     return proven is not None and proven.release.root.root_hash == facts.running.root_hash
 
 
+def is_blessed(facts: Facts, update: Update) -> bool:
+    """Tell whether somebody else has called the trial good, and no verdict of ours speaks against it."""
+    return facts.live and facts.boot.blessed is update.slot and update.verdict is None
+
+
 def _after_arming(facts: Facts, update: Update) -> Situation:
     runs_it = facts.running.slot is update.slot and facts.running.root_hash == update.release.root.root_hash
     if update.verdict is not None and update.verdict.decision == "commit" and (runs_it or not facts.live):
+        return Situation.COMMITTING
+    if runs_it and is_blessed(facts, update):
         return Situation.COMMITTING
     if not facts.live:
         # What the loader would boot is all that a disk image can tell; its next real boot is the trial.

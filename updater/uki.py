@@ -54,23 +54,18 @@ class Uki:
         return next((section for section in self.sections if section.name == name), None)
 
 
-class _Root(Protocol):
-    @property
-    def root_hash(self) -> str: ...
-
-
 class Identity(Protocol):
     """What a UKI must say about its release: a manifest or a release's record."""
 
     @property
     def version(self) -> str: ...
 
-    @property
-    def root(self) -> _Root: ...
-
 
 def check_uki(path: Path, release: Identity, architecture: str) -> Uki:
-    """Return the UKI at `path` when it is sound and boots `release`; raise InvalidDocument."""
+    """Return the UKI at `path` when it is sound and of `release`; raise InvalidDocument.
+
+    Its command line is judged together with its addons': see `updater.verity_words`.
+    """
     with _mapped(path) as content:
         uki = parse(content, path.name)
     _check_machine(uki, architecture, path.name)
@@ -81,7 +76,6 @@ def check_uki(path: Path, release: Identity, architecture: str) -> Uki:
             raise InvalidDocument(path.name, name, f"the section {why}", _REBUILD)
         if found[0].length_bytes == 0:
             raise InvalidDocument(path.name, name, "the section is empty", _REBUILD)
-    _check_command_line(uki, release, path.name)
     version = uki.os_release.get("IMAGE_VERSION") or uki.os_release.get("VERSION_ID")
     if version != release.version:
         raise InvalidDocument(
@@ -90,8 +84,11 @@ def check_uki(path: Path, release: Identity, architecture: str) -> Uki:
     return uki
 
 
-def check_addon(path: Path, architecture: str) -> Uki:
-    """Return the addon at `path` when it is sound and changes no root; raise InvalidDocument."""
+def check_addon(path: Path, architecture: str, *, of_slot: bool = False) -> Uki:
+    """Return the addon at `path` when it is sound and changes no root; raise InvalidDocument.
+
+    An addon `of_slot` may carry the verity words of its slot, which an addon of both slots may not.
+    """
     with _mapped(path) as content:
         addon = parse(content, path.name)
     _check_machine(addon, architecture, path.name)
@@ -101,10 +98,14 @@ def check_addon(path: Path, architecture: str) -> Uki:
         raise InvalidDocument(
             path.name, "", "it carries nothing that the stub reads", "build the addon anew with ukify"
         )
+    kept_out = ("root=", *(() if of_slot else ("roothash=", "usrhash=", "systemd.verity")))
     for word in words(addon.command_line):
-        if word.startswith(("roothash=", "usrhash=", "root=", "systemd.verity")):
+        if word.startswith(kept_out) or word.partition("=")[0] in ("systemd.verity", "rd.systemd.verity"):
             raise InvalidDocument(
-                path.name, ".cmdline", f"{word} would change what the UKI proves", "keep it in the UKI's command line"
+                path.name,
+                ".cmdline",
+                f"{word} would change what the UKI proves",
+                "keep it in the UKI's command line, or in an addon of one slot",
             )
     return addon
 
@@ -279,24 +280,4 @@ def _check_machine(uki: Uki, architecture: str, source: str) -> None:
             "machine",
             f"it is built for machine type {uki.machine:#06x}, this release is for {architecture}",
             "publish the file of the right architecture",
-        )
-
-
-def _check_command_line(uki: Uki, release: Identity, source: str) -> None:
-    given = words(uki.command_line)
-    hashes = [word.partition("=")[2] for word in given if word.startswith("roothash=")]
-    if hashes != [release.root.root_hash]:
-        raise InvalidDocument(
-            source,
-            ".cmdline",
-            f"roothash= is {', '.join(hashes) or 'missing'} instead of {release.root.root_hash}",
-            "build UKI and root image together",
-        )
-    options = [word.partition("=")[2] for word in given if word.startswith("systemd.verity_root_options=")]
-    if not options or "panic-on-corruption" not in options[-1].split(","):
-        raise InvalidDocument(
-            source,
-            ".cmdline",
-            "systemd.verity_root_options= lacks panic-on-corruption: a damaged root would not fall back",
-            _REBUILD,
         )

@@ -15,14 +15,14 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from uuid import UUID
 
-from updater.blocks import Blocks
+from updater.blocks import Blocks, paged
 from updater.errors import EnvironmentFailure, SlotDamaged
 from updater.manifest import BLOCK_BYTES, Root, tree_length_bytes
 
 DIGEST_BYTES = 32
 GROUP_BLOCKS = BLOCK_BYTES // DIGEST_BYTES
 GROUP_BYTES = GROUP_BLOCKS * BLOCK_BYTES
-READ_BYTES = 4 << 20
+READ_BYTES = 2 << 20
 LEAVES_A_RUN = 64
 
 _SUPERBLOCK = struct.Struct("<8sII16s32sIIQH6x256s168x")
@@ -164,6 +164,12 @@ class Hasher:
             found.append(state.digest())
         return b"".join(found)
 
+    def digests_shared(self, blocks: memoryview, other: Executor) -> bytes:
+        """Return the same, half of it worked out by another thread: hashing lets go of the interpreter's lock."""
+        half = len(blocks) // (2 * BLOCK_BYTES) * BLOCK_BYTES
+        second = other.submit(self.digests, blocks[half:])
+        return self.digests(blocks[:half]) + second.result()
+
 
 def differing(expected: bytes | memoryview, found: bytes | memoryview) -> list[int]:
     """Return the indexes at which two equally long runs of digests differ."""
@@ -212,19 +218,21 @@ def prove(data: Blocks, hashes: Blocks, root: Root, progress: Progress | None = 
     """
     require_room(data, hashes, root)
     hasher = Hasher(bytes.fromhex(root.salt))
-    if hashes.read(0, BLOCK_BYTES)[: _SUPERBLOCK.size] != superblock(root)[: _SUPERBLOCK.size]:
+    head = paged(BLOCK_BYTES)
+    hashes.read_into(0, head)
+    if head[: _SUPERBLOCK.size] != superblock(root)[: _SUPERBLOCK.size]:
         raise damage(hashes, "superblock", 0, 1)
     digests = upper_digests(hashes, root, hasher)
     leaf = _Tally(hashes, "hash block")
     block = _Tally(data, "data block")
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read") as ahead:
+    with ThreadPoolExecutor(max_workers=2, thread_name_prefix="prove") as ahead:
         for first, expected in leaf_runs(hashes, root, digests, hasher, leaf.add):
             if progress:
                 progress(first * BLOCK_BYTES, root.length_bytes)
             base = first * BLOCK_BYTES
             for at, chunk in pieces(data, base, len(expected) * GROUP_BLOCKS, ahead):
                 wanted = expected[at // GROUP_BLOCKS :][: len(chunk) // GROUP_BLOCKS]
-                for index in differing(wanted, hasher.digests(chunk)):
+                for index in differing(wanted, hasher.digests_shared(chunk, ahead)):
                     block.add(base + at + index * BLOCK_BYTES)
     leaf.settle()
     block.settle()
@@ -245,9 +253,11 @@ def leaf_runs(
         yield 0, digests
         return
     base = BLOCK_BYTES + shape.levels[-1].offset_bytes
+    room = paged(LEAVES_A_RUN * BLOCK_BYTES)
     for first in range(0, shape.groups, LEAVES_A_RUN):
         count = min(LEAVES_A_RUN, shape.groups - first)
-        chunk = hashes.read(base + first * BLOCK_BYTES, count * BLOCK_BYTES)
+        hashes.read_into(base + first * BLOCK_BYTES, room[: count * BLOCK_BYTES])
+        chunk = bytes(room[: count * BLOCK_BYTES])
         wanted = digests[first * DIGEST_BYTES : (first + count) * DIGEST_BYTES]
         for bad in differing(wanted, hasher.digests(chunk)):
             damaged(base + (first + bad) * BLOCK_BYTES)
@@ -287,21 +297,28 @@ def root_hash_of_tree(tree: bytes, salt: bytes) -> str:
     return Hasher(salt).digests(memoryview(tree)[:BLOCK_BYTES]).hex()
 
 
-def pieces(blocks: Blocks, offset: int, length: int, ahead: Executor | None = None) -> Iterator[tuple[int, bytes]]:
-    """Yield (distance from `offset`, bytes) of a range in large reads.
+def pieces(blocks: Blocks, offset: int, length: int, ahead: Executor | None = None) -> Iterator[tuple[int, memoryview]]:
+    """Yield (distance from `offset`, bytes) of a range in large reads; a piece's memory is that of the one after next.
 
     With an executor the next read is under way while the caller works; the executor must end before `blocks` closes.
     """
-    steps = [(at, min(READ_BYTES, length - at)) for at in range(0, length, READ_BYTES)]
+    rooms = [paged(min(READ_BYTES, length)) for _ in range(2 if ahead else 1)]
+
+    def read(at: int) -> memoryview:
+        room = rooms[at // READ_BYTES % len(rooms)][: min(READ_BYTES, length - at)]
+        blocks.read_into(offset + at, room)
+        return room
+
+    steps = range(0, length, READ_BYTES)
     if ahead is None:
-        for at, count in steps:
-            yield at, blocks.read(offset + at, count)
+        for at in steps:
+            yield at, read(at)
         return
-    following = ahead.submit(blocks.read, offset, steps[0][1]) if steps else None
-    for (at, _), after in zip(steps, [*steps[1:], None], strict=True):
+    following = ahead.submit(read, 0) if steps else None
+    for at in steps:
         assert following is not None
         found = following.result()
-        following = ahead.submit(blocks.read, offset + after[0], after[1]) if after else None
+        following = ahead.submit(read, at + READ_BYTES) if at + READ_BYTES < length else None
         yield at, found
 
 

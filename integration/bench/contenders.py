@@ -3,7 +3,8 @@
 A script (`scripts/*.sh`) has two functions: `make` makes what is served, once; `apply` is one update. They find these
 variables: OLD and NEW are the two images, when something is made; OUT is the folder that is served; URL its address;
 SEED the running slot, which holds OLD; SLOT the other one, to hold NEW; WORK a scratch folder that is emptied before
-each update; NODE one that a node keeps; KEYS holds a certificate. A script may leave WORK/wall_s (the seconds that
+each update; NODE one that a node keeps; KEYS holds a certificate; BOOT_BYTES is the length of the newer kernel and
+initrd as they are shipped, compressed. A script may leave WORK/wall_s (the seconds that
 count) and WORK/bundle_bytes (what was read of a local bundle).
 """
 
@@ -52,10 +53,18 @@ def _casync(name: str, kib: int) -> Contender:
     return Contender(name, "casync", summary, "casync", {"CHUNK": str(kib << 10)})
 
 
+def _desync(name: str, kib: int) -> Contender:
+    summary = f"desync, seeded with the running slot, in place, chunks of {kib} KiB"
+    chunks = f"{kib // 4}:{kib}:{kib * 4}"
+    return Contender(name, "desync", summary, "desync", {"CHUNKS": chunks}, note="the node keeps its slot's index")
+
+
 CONTENDERS = (
     Contender("dd", "coreutils", "the image copied by dd, direct and flushed: the yardstick", "dd", on_wire=False),
     Contender("zstd", "zstd", "the whole image, zstd -19 --long=27, through a pipe", "zstd"),
-    Contender("get", "curl", "one plain GET of what `zstd` fetches, thrown away", "get"),
+    Contender(
+        "get", "curl", "one plain GET of as many bytes as the zstd image, kernel and initrd have, thrown away", "get"
+    ),
     Contender("zstd-patch", "zstd", "zstd -19 --long=31 --patch-from", "zstd-patch"),
     Contender("xdelta3", "xdelta3", "xdelta3 -9 -S lzma over the whole image", "xdelta3"),
     Contender("hdiffpatch", "hdiffpatch", "HDiffPatch with zstd, both images in memory", "hdiffpatch"),
@@ -69,6 +78,8 @@ CONTENDERS = (
     ),
     _casync("casync", 64),
     _casync("casync-16k", 16),
+    _desync("desync", 64),
+    _desync("desync-16k", 16),
     Contender(
         "zchunk",
         "zchunk",

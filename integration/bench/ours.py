@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
+from integration.bench.making import made_once, publishing_digest
 from integration.bench.measure import forget, run_measured
 from integration.bench.pairs import NEW
+from integration.bench.phases import phases
 from integration.bench.player import Ground, Match
-from integration.bench.results import Making, Sample
+from integration.bench.results import STEP, Making, Sample
 from integration.bench.site import (
     Disk,
     Site,
@@ -78,13 +83,19 @@ class Ours:
         self._expected = ""
 
     def make(self) -> Making:
-        match = self._match
+        match, variant = self._match, self._variant
         releases = [match.old, match.new]
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._site, usage = make_site(
-            match.served / self.name, match.old, match.new, self._variant.older, self._variant.newer
-        )
+        # A repository's newest signature is good for some days only.
+        key = [variant.older, variant.newer, publishing_digest(), f"{datetime.now(UTC):%Y-%m-%d}"]
+        key += [hashlib.sha256((release.folder / "manifest.json").read_bytes()).hexdigest() for release in releases]
+        making = made_once(match.served / f"{self.name}.json", key, self._made)
         self._disk = make_disk(self._folder, match.old, roomy_layout(self._folder, releases), self._tools)
+        return making
+
+    def _made(self) -> Making:
+        match = self._match
+        usage = make_site(self._site, match.old, match.new, self._variant.older, self._variant.newer)
         served = sum(path.stat().st_size for path in self._site.repository.rglob("*") if path.is_file())
         return Making(self.name, match.name, usage.wall_s, usage.cpu_s, usage.rss_bytes, served, False)
 
@@ -114,14 +125,19 @@ class Ours:
         before = ground.server.carried_bytes()
         log = self._folder / "output.log"
         log.unlink(missing_ok=True)
-        usage = run_measured(
-            [*ground.namespaces.inside(ground.namespaces.client), *stage_command(self.disk, settings)],
-            env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "HOME": os.environ.get("HOME", "/")},
-            folder=self._folder,
-            stop_when=stop_when,
-        )
+        environment = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "HOME": os.environ.get("HOME", "/")}
+        with phases(self._folder) as listener:
+            usage = run_measured(
+                [*ground.namespaces.inside(ground.namespaces.client), *stage_command(self.disk, settings)],
+                env={**environment, "NOTIFY_SOCKET": str(listener.path)},
+                folder=self._folder,
+                stop_when=stop_when,
+            )
+            ended_at = time.monotonic()
         traffic = ground.server.traffic()
         blocks = self._match.new.image.stat().st_size // BLOCK_BYTES
+        details = {f"{STEP}{name}": seconds for name, seconds in listener.seconds(ended_at).items()}
+        details |= {"boot_bytes": float(self._match.boot_bytes), "blocks": float(blocks)}
         return Sample(
             self.name,
             self._match.name,
@@ -135,7 +151,7 @@ class Ours:
             traffic.requests,
             ground.server.carried_bytes() - before,
             parts=by_role(traffic.paths, self._roles()),
-            details={"boot_bytes": float(self._match.boot_bytes), "blocks": float(blocks)},
+            details=details,
         )
 
     def _roles(self) -> dict[str, str]:

@@ -34,7 +34,10 @@ _SERVICES = (
     "containerd", "runc", "e2fsprogs", "iputils-ping", "openssh-server", "rsync", "vim", "git", "jq",
     "bind9-dnsutils", "nginx-light", "libnss3-tools", "nodejs", "redis-server", "postgresql-client",
 )  # fmt: skip
-_CONTAINERS = ("docker.io", "docker-cli", "podman", "containernetworking-plugins")
+_CONTAINERS = (
+    "containerd", "runc", "docker.io", "docker-cli", "podman", "containernetworking-plugins", "e2fsprogs",
+    "iputils-ping", "openssh-server", "rsync", "jq", "bind9-dnsutils",
+)  # fmt: skip
 _KERNEL = "linux-image-cloud-amd64"
 _UNUSED = ("usr/share/doc", "usr/share/man", "usr/share/info", "usr/share/locale", "usr/share/lintian", "var")
 # What an initrd for virtual machines holds of a root tree.
@@ -49,8 +52,26 @@ _INITRD_FILES = (
     *(f"usr/lib/x86_64-linux-gnu/lib{name}.so*" for name in _INITRD_LIBRARIES),
     "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so*", "usr/lib/x86_64-linux-gnu/systemd/*.so*",
 )  # fmt: skip
-_INITRD_MODULES = ("drivers/virtio", "drivers/block", "drivers/nvme", "drivers/scsi", "drivers/md", "drivers/net",
-                   "drivers/hv", "fs", "crypto", "lib", "net/core")  # fmt: skip
+_FILE_SYSTEMS = (
+    "btrfs",
+    "efivarfs",
+    "erofs",
+    "ext4",
+    "fat",
+    "fuse",
+    "isofs",
+    "jbd2",
+    "nls",
+    "overlayfs",
+    "squashfs",
+    "xfs",
+)
+_SMALL_INITRD = ("drivers/virtio", "drivers/block/virtio_blk.ko", "drivers/nvme", "drivers/md/dm-verity.ko", "fs/erofs")
+# Not every file system and no network's: unpacked, two UKIs must fit into an ESP of 192 MiB.
+_FULL_INITRD = (
+    "drivers/virtio", "drivers/block", "drivers/nvme", "drivers/scsi", "drivers/md", "drivers/net", "drivers/hv",
+    *(f"fs/{name}" for name in _FILE_SYSTEMS), "crypto", "lib", "net/core",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +82,18 @@ class Recipe:
     summary: str
     packages: tuple[str, ...]
     kernel_moves: bool = False
+    modules: tuple[str, ...] = _FULL_INITRD
 
 
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("Q", "a small root, security updates only", _SMALL),
+        Recipe("Q", "a small root, security updates only", _SMALL, modules=_SMALL_INITRD),
         Recipe("S", "a root of the 512 MiB class, security updates only", _BASE + _SERVICES),
         Recipe(
             "K",
             "a container host of about 700 MB, security updates with a kernel bump",
-            (*_BASE, *_SERVICES, *_CONTAINERS, _KERNEL),
+            (*_BASE, *_CONTAINERS, _KERNEL),
             kernel_moves=True,
         ),
     )
@@ -139,8 +161,8 @@ def make_pair(name: str, tools: ToolTree) -> Pair:
         )
     work = cached("bench-lists", {"recipe": 1, "suite": SUITE, "day": f"{datetime.now(UTC):%Y-%m-%d}"}, _lists)
     versions = {kind: (work / f"{kind}.digest").read_text() for kind in ("old", "new")}
-    settings = {"recipe": 5, "name": name, "packages": recipe.packages, "versions": versions, "unused": _UNUSED,
-                "initrd": [_INITRD_FILES, _INITRD_MODULES]}  # fmt: skip
+    settings = {"recipe": 6, "name": name, "packages": recipe.packages, "versions": versions, "unused": _UNUSED,
+                "initrd": [_INITRD_FILES, recipe.modules]}  # fmt: skip
     with_tools(tools)
     folder = cached("bench-pairs", settings, lambda partial, _: _make(recipe, mirror, partial))
     return Pair(recipe, Side(OLD, folder / "old"), Side(NEW, folder / "new"))
@@ -207,7 +229,7 @@ def _shape(recipe: Recipe, out: Path, tree: Path, kind: str) -> None:
     run(["cp", kernel, out / "vmlinuz"])
     release = kernel.name.removeprefix("vmlinuz-")
     log.info("pair %s: initrd for %s", recipe.name, release)
-    (out / "initrd.cpio").write_bytes(write_cpio(dict(_initrd(tree, source, release)), EPOCH))
+    (out / "initrd.cpio").write_bytes(write_cpio(dict(_initrd(recipe, tree, source, release)), EPOCH))
     run([find_tool("zstd"), "-q", "-15", "-T0", "--rm", "-o", out / "initrd", out / "initrd.cpio"], timeout_s=1800)
     run(["rm", "-rf", *(tree / path for path in (*_UNUSED, "boot"))], timeout_s=1800)
     for name in ("var", "boot", "dev", "proc", "sys", "run", "tmp"):
@@ -223,11 +245,12 @@ def _shape(recipe: Recipe, out: Path, tree: Path, kind: str) -> None:
     )  # fmt: skip
 
 
-def _initrd(tree: Path, kernel_tree: Path, release: str) -> Iterator[tuple[str, TreeFile]]:
+def _initrd(recipe: Recipe, tree: Path, kernel_tree: Path, release: str) -> Iterator[tuple[str, TreeFile]]:
     found = [(tree, path) for pattern in _INITRD_FILES for path in tree.glob(pattern)]
     modules = kernel_tree / f"usr/lib/modules/{release}"
-    for name in _INITRD_MODULES:
-        found += [(kernel_tree, path) for path in (modules / "kernel" / name).rglob("*.ko*")]
+    for name in recipe.modules:
+        part = modules / "kernel" / name
+        found += [(kernel_tree, path) for path in ([part] if part.is_file() else part.rglob("*.ko*"))]
     for base, path in sorted(found, key=lambda item: str(item[1].relative_to(item[0]))):
         name = str(path.relative_to(base))
         if path.is_symlink():

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from integration.bench.contenders import Contender
 from integration.bench.link import SERVER_ADDRESS, Namespaces
+from integration.bench.making import made_once
 from integration.bench.measure import Usage, forget, run_measured
 from integration.bench.peers import Peers
 from integration.bench.results import Making, Sample
@@ -100,6 +100,7 @@ class Peer:
             "WORK": str(self._work),
             "NODE": str(self._node),
             "KEYS": str(keys),
+            "BOOT_BYTES": str(match.boot_bytes),
             **contender.settings,
         }
         self._version = peers.versions.get(contender.peer, "")
@@ -109,19 +110,16 @@ class Peer:
         releases = (self._match.old, self._match.new)
         key = [(SCRIPTS / self._contender.file).read_text(), dict(self._contender.settings), self._version]
         key += [release.manifest.root.root_hash for release in releases]
-        if stamp.exists():
-            known = json.loads(stamp.read_text())
-            if known["key"] == key:
-                return Making(**{**known["making"], "reused": True})
+        return made_once(stamp, key, self._made)
+
+    def _made(self) -> Making:
         for folder in (self._served, self._node):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         self._empty_work()
         usage = self._script("make", {}, [])
         served = sum(path.stat().st_size for path in self._served.rglob("*") if path.is_file())
-        making = Making(self.name, self._match.name, usage.wall_s, usage.cpu_s, usage.rss_bytes, served, False)
-        stamp.write_text(json.dumps({"key": key, "making": asdict(making)}))
-        return making
+        return Making(self.name, self._match.name, usage.wall_s, usage.cpu_s, usage.rss_bytes, served, False)
 
     def reset(self, other_slot: str) -> None:
         match = self._match

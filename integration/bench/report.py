@@ -11,9 +11,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from integration.bench.run import Record
-from integration.bench.tables import Table, costs, kinds, making, parts_table, resumed, target_table
+from integration.bench.tables import (
+    Table,
+    costs,
+    growth,
+    kinds,
+    making,
+    parts_table,
+    resumed,
+    steps_table,
+    target_table,
+)
 from integration.bench.targets import targets
 
+# A load average at the start above which somebody else was at work.
+_BUSY_LOAD = 0.5
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
@@ -70,7 +82,8 @@ class Report:
         pair_s, pair_k = ("S", "K") if {"S", "K"} & set(record.pairs) else ("Q", "Q")
         found = [target_table(targets(record.samples, record.makings, pair_s, pair_k))]
         found += [costs(record.samples, *kind) for kind in kinds(record.samples)]
-        found += [resumed(record.samples), parts_table(record.samples), making(record.makings)]
+        found += [resumed(record.samples), growth(record.samples), steps_table(record.samples)]
+        found += [parts_table(record.samples), making(record.makings)]
         return [table for table in found if table.rows]
 
     def as_json(self) -> str:
@@ -105,6 +118,11 @@ class Report:
             f"start, {machine.load[1]} at the end",
             "- " + ", ".join(f"{name} {version}" for name, version in sorted(self.versions.items())),
         ]
+        if machine.load[0] >= _BUSY_LOAD:
+            lines.append(
+                "- other work shared the machine: contenders take turns, so that ratios and medians of several runs "
+                "say more than seconds; bytes, requests and memory do not depend on it"
+            )
         for name, about in record.pairs.items():
             updated = about["updated"]
             count = len(updated) if isinstance(updated, list) else 0

@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+# In a sample's details: seconds of one step of ours.
+STEP = "seconds of "
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from integration.bench.contenders import BY_NAME
-from integration.bench.course import SIZED, ZEROS, Course, Turn
+from integration.bench.course import ZEROS, Course, Growth, Step, Turn
 from integration.bench.link import LOCAL, Line, namespaces
 from integration.bench.ours import VARIANTS, Ours
 from integration.bench.pairs import Pair, make_pair
@@ -45,10 +45,21 @@ class Record:
 class Bench:
     """The bench of one run: its folder, its tools, and the players for each pair."""
 
-    def __init__(self, folder: Path, only: Sequence[str] = (), deadline_s: float | None = None) -> None:
-        """Work in `folder`; `only` restricts the contenders; after `deadline_s` seconds no further update begins."""
+    def __init__(
+        self,
+        folder: Path,
+        only: Sequence[str] = (),
+        deadline_s: float | None = None,
+        saved: Callable[[Record], None] = lambda _: None,
+    ) -> None:
+        """Work in `folder`; after `deadline_s` seconds no further update begins.
+
+        `only` restricts the contenders: `zstd`, or `K:zstd` for one pair. `saved` is called with the record after
+        each step, for who wants to keep what there is so far.
+        """
         self.record = Record()
         self._folder = folder
+        self._saved = saved
         self._only = frozenset(only)
         self._ends_at = time.monotonic() + deadline_s if deadline_s else float("inf")
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,42 +80,52 @@ class Bench:
         """Run a course to its end, or to the deadline; a contender that fails is recorded and left out."""
         for name in course.pairs:
             self._match(name)
-        for line, turns in _by_line(course.turns):
-            with self._ground(line) as ground:
-                for turn in turns:
-                    self._take(turn, ground)
-        for turn in course.resumes:
-            with self._ground(turn.line) as ground:
-                for name in self._wanted(turn):
-                    self._guarded(name, turn.pair, "resume", partial(self._resume, turn=turn, ground=ground))
-        if course.sizes_mib:
-            self._grow(course)
+        for step in course.steps:
+            if self._late(step.title):
+                break
+            self._do(step)
+            self._saved(self.record)
         return self.record
 
-    def _grow(self, course: Course) -> None:
-        """Stage images of growing size in full."""
-        first = course.pairs[0]
-        sides = make_pair(first, self._tools).new
-        with self._ground(LOCAL) as ground:
-            for mib in course.sizes_mib:
-                name = size_name(mib)
-                if time.monotonic() > self._ends_at:
-                    self.record.notes.setdefault("cut short", f"the time was up before the image of {name}")
-                    return
-                image = self._match(first).new.image
-                folder = self._folder / "sizes" / name
-                self._matches[name] = make_match(mib, image, sides, folder, self._served, self._tools)
-                self._take(Turn(name, SIZED, ZEROS, LOCAL, 1), ground)
-                del self._matches[name]
-                for leftover in (folder, self._served / name):
-                    shutil.rmtree(leftover, ignore_errors=True)
+    def _do(self, step: Step) -> None:
+        if isinstance(step, Growth):
+            self._grow(step)
+            return
+        with self._ground(step.line) as ground:
+            if isinstance(step, Turn):
+                self._take(step, ground)
+                return
+            for name in self._wanted(step.pair, step.contenders):
+                act = partial(self._resume, ground=ground)
+                self._guarded(name, step.pair, "killed at half", act)
 
-    def _wanted(self, turn: Turn) -> list[str]:
-        return [name for name in turn.contenders if not self._only or name in self._only]
+    def _grow(self, step: Growth) -> None:
+        """Update to an image of a given size, which exists only meanwhile."""
+        name = size_name(step.mib)
+        folder = self._folder / "sizes" / name
+        parts, image = make_pair(step.pair, self._tools).new, self._match(step.pair).new.image
+        log.info("image of %s: building it", name)
+        self._matches[name] = make_match(step.mib, image, parts, folder, self._served, self._tools)
+        try:
+            with self._ground(LOCAL) as ground:
+                self._take(Turn(name, step.contenders, ZEROS, LOCAL), ground)
+        finally:
+            del self._matches[name]
+            for leftover in (folder, self._served / name):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    def _late(self, what: str) -> bool:
+        if time.monotonic() <= self._ends_at:
+            return False
+        self.record.notes.setdefault("cut short", f"the time was up before {what}")
+        return True
+
+    def _wanted(self, pair: str, names: Sequence[str]) -> list[str]:
+        return [name for name in names if not self._only or {name, f"{pair}:{name}"} & self._only]
 
     def _take(self, turn: Turn, ground: Ground) -> None:
         for number in range(turn.runs):
-            for name in self._wanted(turn):
+            for name in self._wanted(turn.pair, turn.contenders):
                 where = f"{turn.other_slot}, {turn.line.name}"
 
                 def update(player: Player, turn: Turn = turn, number: int = number) -> None:
@@ -115,19 +136,18 @@ class Bench:
 
                 self._guarded(name, turn.pair, where, update)
 
-    def _resume(self, player: Player, turn: Turn, ground: Ground) -> None:
+    def _resume(self, player: Player, ground: Ground) -> None:
         """Update whole, then kill an update when half the bytes have passed, and let it go on."""
-        player.reset(turn.other_slot)
-        whole = player.update(ground, turn.other_slot)
-        player.reset(turn.other_slot)
+        player.reset(ZEROS)
+        whole = player.update(ground, ZEROS)
+        player.reset(ZEROS)
         half = ground.server.carried_bytes() + whole.carried_bytes // 2
-        first = player.update(ground, turn.other_slot, lambda: ground.server.carried_bytes() >= half)
-        second = player.update(ground, turn.other_slot)
+        first = player.update(ground, ZEROS, lambda: ground.server.carried_bytes() >= half)
+        second = player.update(ground, ZEROS)
         player.check()
         more = first.wire_bytes + second.wire_bytes - whole.wire_bytes
-        state = "killed at half"
         details = {"whole_bytes": float(whole.wire_bytes), "extra_bytes": float(more), "whole_s": whole.wall_s}
-        self._add(replace(second, other_slot=state, details=details), "resumed")
+        self._add(replace(second, other_slot="killed at half", details=details), "resumed")
 
     def _add(self, sample: Sample, what: str) -> None:
         self.record.samples.append(sample)
@@ -146,8 +166,7 @@ class Bench:
         )
 
     def _guarded(self, name: str, pair: str, where: str, act: Callable[[Player], None]) -> None:
-        if time.monotonic() > self._ends_at:
-            self.record.notes.setdefault("cut short", f"the time was up before {name}, pair {pair}, {where}")
+        if self._late(f"{name}, pair {pair}, {where}"):
             return
         try:
             player = self._player(name, pair)
@@ -179,7 +198,7 @@ class Bench:
         self.record.summaries[name] = contender.summary
         if contender.note:
             self.record.notes[name] = contender.note
-        if match.length_bytes > contender.largest_bytes:
+        if match.length_bytes > contender.largest_bytes or contender.peer in self._peers.missing:
             return None
         return Peer(contender, match, self._peers, self._keys)
 
@@ -213,13 +232,6 @@ class Bench:
             self._served.mkdir(parents=True, exist_ok=True)
             with serve(nginx, self._served, self._folder / "nginx", prefix) as server:
                 yield Ground(ends, server, line.name)
-
-
-def _by_line(turns: Sequence[Turn]) -> list[tuple[Line, list[Turn]]]:
-    lines: dict[Line, list[Turn]] = {}
-    for turn in turns:
-        lines.setdefault(turn.line, []).append(turn)
-    return list(lines.items())
 
 
 def _about(pair: Pair, folder: Path) -> Mapping[str, object]:

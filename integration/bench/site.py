@@ -81,23 +81,20 @@ class Site:
         return [*PUBLISHER, "--repo", str(self.repository), "--keys", str(self.folder / "keys"), *map(str, words)]
 
 
-def make_site(
-    folder: Path, old: BuiltRelease, new: BuiltRelease, older: Sequence[str], newer: Sequence[str]
-) -> tuple[Site, Usage]:
+def make_site(site: Site, old: BuiltRelease, new: BuiltRelease, older: Sequence[str], newer: Sequence[str]) -> Usage:
     """Publish a pair, each release with its own options, and offer the newer; return what publishing that one cost."""
-    shutil.rmtree(folder, ignore_errors=True)
-    site = Site(folder)
-    folder.mkdir(parents=True)
+    shutil.rmtree(site.folder, ignore_errors=True)
+    site.folder.mkdir(parents=True)
     run(site.command("keys", "init", "--root-keys", "1"), timeout_s=_PUBLISHING_S)
     run(site.command("repo", "init"), timeout_s=_PUBLISHING_S)
     run(site.command("publish", *older, old.folder), timeout_s=_PUBLISHING_S)
     environment = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
-    cost = run_measured(site.command("publish", *newer, new.folder), env=environment, folder=folder)
+    cost = run_measured(site.command("publish", *newer, new.folder), env=environment, folder=site.folder)
     run(site.command("promote", new.manifest.version, "--channel", "stable"), timeout_s=_PUBLISHING_S)
     site.trust.mkdir()
     for root in sorted((site.repository / "metadata").glob("*.root.json")):
         shutil.copy2(root, site.trust / root.name)
-    return site, cost
+    return cost
 
 
 def roomy_layout(folder: Path, releases: Sequence[BuiltRelease]) -> Path:

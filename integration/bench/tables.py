@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from integration.bench.course import ZEROS
 from integration.bench.link import LOCAL, Line
-from integration.bench.results import Making, Sample, Spread, grouped, ratio, spread
+from integration.bench.results import STEP, Making, Sample, Spread, grouped, ratio, spread
 
 OURS_PREFIX = "ours"
 
@@ -100,7 +100,7 @@ def making(makings: Iterable[Making]) -> Table:
             "an earlier run" if m.reused else "this run",
         )
         for m in makings
-        if m.contender not in ("dd", "get")
+        if m.contender not in ("dd", "get") and not is_size(m.pair)
     ]
     head = ("pair", "", "wall s", "CPU s", "peak RSS MB", "served MB", "made in")
     return Table("Making what is served", head, tuple(rows))
@@ -110,11 +110,60 @@ def parts_table(samples: Iterable[Sample]) -> Table:
     """Return what our bytes were for."""
     rows = []
     for (name, pair, other_slot, line), found in grouped(samples).items():
-        if name.startswith(OURS_PREFIX) and line == LOCAL.name:
+        if name.startswith(OURS_PREFIX) and line == LOCAL.name and not is_size(pair):
             last = found[-1].parts
             text = ", ".join(f"{part} {megabytes(count)}" for part, count in sorted(last.items()))
             rows.append((name, pair, other_slot, text))
     return Table("What our bytes were for, MB", ("", "pair", "other slot", ""), tuple(rows))
+
+
+def steps_table(samples: Iterable[Sample]) -> Table:
+    """Return where our time went on the local line, step by step; what is before the first step is in `start`."""
+    rows = []
+    for (name, pair, other_slot, line), found in grouped(samples).items():
+        if line != LOCAL.name or not any(key.startswith(STEP) for key in found[0].details):
+            continue
+        middles = {
+            key.removeprefix(STEP): spread(found, lambda s, key=key: s.details.get(key, 0.0)).middle  # type: ignore[misc]
+            for key in found[0].details
+            if key.startswith(STEP)
+        }
+        whole = spread(found, lambda s: s.wall_s).middle
+        told = sorted(((taken, step) for step, taken in middles.items() if taken >= 0.05), reverse=True)
+        text = ", ".join(f"{step} {seconds(taken)}" for taken, step in told)
+        start = max(0.0, whole - sum(middles.values()))
+        rows.append((name, pair, other_slot, seconds(whole), seconds(start), text))
+    head = ("", "pair", "other slot", "wall s", "start s", "steps of 0.05 s and more")
+    return Table("Where our time went, local", head, tuple(rows))
+
+
+def growth(samples: Iterable[Sample]) -> Table:
+    """Return what images of growing size cost."""
+    groups = {key: found for key, found in grouped(samples).items() if is_size(key[1])}
+    rows = []
+    for (name, size, _, _), found in groups.items():
+        yardsticks = [taken for key, taken in groups.items() if key[0] == "dd" and key[1] == size]
+        yardstick = spread(yardsticks[0], lambda s: s.wall_s).middle if yardsticks else 0.0
+        wall = spread(found, lambda s: s.wall_s).middle
+        rows.append(
+            (
+                size,
+                name,
+                megabytes(spread(found, lambda s: s.fetched_bytes).middle),
+                f"{spread(found, lambda s: s.requests).middle:.0f}",
+                seconds(wall),
+                factor(ratio(wall, yardstick)),
+                seconds(spread(found, lambda s: s.cpu_s).middle),
+                f"{spread(found, lambda s: s.rss_bytes).middle / 1e6:.0f}",
+            )
+        )
+    head = ("image", "", "fetched MB", "requests", "wall s", "× dd", "CPU s", "peak RSS MB")
+    return Table("Cost against image size, nothing to reuse, other slot: zeros, line: local", head, tuple(rows))
+
+
+def is_size(pair: str) -> bool:
+    """Tell whether a pair is an image of a given size."""
+    return pair.endswith("MiB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +201,7 @@ def kinds(samples: Iterable[Sample]) -> list[tuple[str, str, str]]:
     """Return the kinds of update (pair, other slot, line) in the order in which they were measured."""
     found: dict[tuple[str, str, str], None] = {}
     for sample in samples:
-        if "extra_bytes" not in sample.details:
+        if "extra_bytes" not in sample.details and not is_size(sample.pair):
             found.setdefault((sample.pair, sample.other_slot, sample.line))
     return list(found)
 

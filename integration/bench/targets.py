@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from integration.bench.course import NEAR
 from integration.bench.link import LOCAL, Line
-from integration.bench.results import Making, Sample
+from integration.bench.results import STEP, Making, Sample
 from integration.bench.tables import Medians, Target
 
 _MIB = 1 << 20
@@ -28,6 +28,10 @@ def targets(samples: Iterable[Sample], makings: Iterable[Making], pair_s: str, p
 
     def wall(name: str, line: Line = LOCAL) -> float | None:
         return found.of(name, pair_s, lambda s: s.wall_s, line=line)
+
+    def filling(name: str) -> float | None:
+        """Fetching, proving, writing and reading back the slot, which is what the peers do and more."""
+        return found.of(name, pair_s, lambda s: s.details.get(f"{STEP}fill-slot", 0.0)) or None
 
     result = [
         Target(
@@ -59,7 +63,9 @@ def targets(samples: Iterable[Sample], makings: Iterable[Making], pair_s: str, p
             fetched("casync", pair_k),
         ),
         Target(f"{pair_s}, full, local, whole command", "dd direct", 3.5, wall("ours-full"), wall("dd")),
+        Target(f"{pair_s}, full, local, filling the slot", "dd direct", 3.5, filling("ours-full"), wall("dd")),
         Target(f"{pair_s}, delta, local, whole command", "dd direct", 3.5, wall("ours-delta"), wall("dd")),
+        Target(f"{pair_s}, delta, local, filling the slot", "dd direct", 3.5, filling("ours-delta"), wall("dd")),
         Target(f"{pair_s}, full, {NEAR.name}", "one plain GET", 1.15, wall("ours-full", NEAR), wall("get", NEAR)),
     ]
     for way, most_mib in (("ours-full", 64), ("ours-delta", 128)):

@@ -46,11 +46,13 @@ INITRD_MODULES = (
 )
 INITRD_DRIVERS = (
     "virtio_blk virtio_pci virtio_scsi sd_mod nvme ahci hv_storvsc virtio_rng erofs dm_mod dm_verity overlay ext4 vfat "
-    "nls_ascii nls_cp437 efivarfs efi_pstore i6300esb wdat_wdt softdog sha256_ssse3"
+    "nls_ascii nls_cp437 efivarfs efi_pstore i6300esb wdat_wdt softdog sha256_ssse3 btrfs"
 )
 # Loaded by every boot once the root is there.
 EARLY_DRIVERS = "virtio_net button evdev br_netfilter nf_tables veth configfs"
-INITRD_INSTALL = "e2fsck systemctl journalctl modprobe mount umount mkdir cat sleep sync readlink sysctl"
+INITRD_INSTALL = (
+    "e2fsck systemctl journalctl modprobe mount umount mkdir cat sleep sync readlink sysctl sha256sum od dd"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,34 +5,36 @@ Plain files from the first byte to the last: no root, no loop device, no mount.
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import tempfile
-import uuid
 from pathlib import Path
 
+from integration.images.loaders import artifact_path, install_loader, loader_files
+from integration.images.new_disk import fill_boot, fill_state, refuse_sectors, write_new_table
 from integration.images.reference import with_tools
 from integration.images.tooltree import ToolTree
-from updater.boot.entries import factory_files, uki_path
-from updater.layouts import Layout, LayoutPartition, load_layout
+from updater.errors import EnvironmentFailure
+from updater.layouts import Layout, load_layout
 from updater.manifest import BLOCK_BYTES
+from updater.plan import sizes
 from updater.records import Kept, Ledger, Proven, encode_state, release_record
 from updater.release.build import BuiltRelease
-from updater.run import find_tool, run
 from updater.slots import Slot
 from updater.store import ESP_LEDGERS, FACTORY_LEDGER
 from updater.verity import superblock
 
 log = logging.getLogger(__name__)
 
-_NAMESPACE = uuid.UUID("0d8f6bd0-2f1f-5c62-8f7e-5b8e9a1d7c44")
-_ALIGN = 1 << 20
-_SECTOR = 512
-
 
 def make_factory_disk(
-    release: BuiltRelease, disk: Path, tools: ToolTree, *, seed: str = "factory", layout: Layout | None = None
+    release: BuiltRelease,
+    disk: Path,
+    tools: ToolTree,
+    *,
+    seed: str = "factory",
+    layout: Layout | None = None,
+    sector_bytes: int = 512,
 ) -> None:
     """Write a disk to `disk`; all its UUIDs follow from the seed and the release.
 
@@ -40,16 +42,55 @@ def make_factory_disk(
     """
     with_tools(tools)
     layout = layout or load_layout(release.manifest.layouts[0])
+    refuse_sectors(layout, sector_bytes)
+    _refuse_unfit(layout, release)
     log.info("disk: %s after layout %s", disk.name, layout.name)
-    offsets = _partition(layout, release, disk, seed)
-    data, hashes = layout.partition("data", Slot.A), layout.partition("hash", Slot.A)
+    table = write_new_table(
+        layout, disk, root_hash=release.manifest.root.root_hash, seed=seed, sector_bytes=sector_bytes
+    )
+    offsets = {partition.name: partition.offset_bytes for partition in table.partitions}
+    data = layout.partition("data", Slot.A)
+    tree_offset = (
+        offsets[layout.partition("hash", Slot.A).label]
+        if data.hash_offset_bytes is None
+        else offsets[data.label] + data.hash_offset_bytes
+    )
     _write(disk, offsets[data.label], release.image)
     with disk.open("r+b") as file:
-        file.seek(offsets[hashes.label])
+        file.seek(tree_offset)
         file.write(superblock(release.manifest.root))
-    _write(disk, offsets[hashes.label] + BLOCK_BYTES, release.tree)
-    _fill_esp(layout.partition("esp"), offsets, release, disk, tools)
-    _fill_state(layout.partition("state"), offsets, release, disk, seed)
+    _write(disk, tree_offset + BLOCK_BYTES, release.tree)
+    with tempfile.TemporaryDirectory(dir=disk.parent) as folder:
+        fill_boot(table.named(layout.boot_partition.label), disk, _boot_files(layout, release, tools), Path(folder))
+    install_loader(layout, disk, offsets, tools)
+    with tempfile.TemporaryDirectory(dir=disk.parent) as folder:
+        records = Path(folder) / layout.state_folder
+        (records / "manifests").mkdir(parents=True)
+        (records / FACTORY_LEDGER).write_bytes(factory_ledger(release))
+        shutil.copyfile(release.folder / "manifest.json", records / "manifests" / f"{release.manifest.version}.json")
+        fill_state(table.named(layout.partition("state").label), disk, Path(folder), seed)
+
+
+def _refuse_unfit(layout: Layout, release: BuiltRelease) -> None:
+    """Raise EnvironmentFailure with the sums for a release that would run over its slot's end."""
+    root, data = release.manifest.root, layout.partition("data", Slot.A)
+    split = data.hash_offset_bytes
+    rooms = (
+        ("image", root.length_bytes, data.length_bytes if split is None else split),
+        (
+            "hash tree",
+            BLOCK_BYTES + root.tree_length_bytes,
+            layout.partition("hash", Slot.A).length_bytes if split is None else data.length_bytes - split,
+        ),
+    )
+    for what, needed, room in rooms:
+        if needed > room:
+            raise EnvironmentFailure(
+                f"release {release.manifest.version} does not fit the layout {layout.name}: its {what} needs "
+                f"{sizes(needed)}, {data.label}'s slot has {sizes(room)}",
+                mend="choose a smaller image or a layout with larger slots",
+                reason="no-room",
+            )
 
 
 def factory_ledger(release: BuiltRelease) -> bytes:
@@ -60,95 +101,18 @@ def factory_ledger(release: BuiltRelease) -> bytes:
     return encode_state(Kept(ledger))
 
 
-def _partition(layout: Layout, release: BuiltRelease, disk: Path, seed: str) -> dict[str, int]:
-    root_hash = release.manifest.root.root_hash
-    lines = ["label: gpt", f"label-id: {_uuid(seed, 'disk')}", f"first-lba: {_ALIGN // _SECTOR}"]
-    offsets: dict[str, int] = {}
-    offset = _ALIGN
-    for partition in layout.partitions:
-        offsets[partition.label] = offset
-        partuuid = _uuid(seed, partition.label)
-        attributes = ""
-        if partition.slot is Slot.A:
-            partuuid = partition.partuuid_for(root_hash) or partuuid
-        if partition.slot is not None:
-            attributes = ', attrs="GUID:60"'
-        lines.append(
-            f"start={offset // _SECTOR}, size={partition.length_bytes // _SECTOR}, type={partition.type_guid}, "
-            f'uuid={partuuid}, name="{partition.label}"{attributes}'
-        )
-        offset += partition.length_bytes
-    disk.unlink(missing_ok=True)
-    with disk.open("wb") as file:
-        file.truncate(offset + _ALIGN)
-    run([find_tool("sfdisk", package="fdisk"), "--quiet", disk], stdin="\n".join(lines).encode())
-    return offsets
-
-
-def _fill_esp(
-    esp: LayoutPartition, offsets: dict[str, int], release: BuiltRelease, disk: Path, tools: ToolTree
-) -> None:
-    image = f"{disk}@@{offsets[esp.label]}"
-    sectors = esp.length_bytes // 1024
-    run(
-        [
-            find_tool("mkfs.vfat", package="dosfstools"),
-            "--invariant",
-            "-F32",
-            # Below 65,525 clusters firmware takes a FAT for FAT16, whatever its boot sector says.
-            "-s4",
-            "-nESP",
-            f"--offset={offsets[esp.label] // _SECTOR}",
-            disk,
-            str(sectors),
-        ]
-    )
-    with tempfile.TemporaryDirectory(dir=disk.parent) as folder:
-        files = Path(folder)
-        content: dict[str, bytes | Path] = {
-            "EFI/BOOT/BOOTX64.EFI": tools.loader,
-            "EFI/systemd/systemd-bootx64.efi": tools.loader,
-            uki_path(Slot.A): release.uki,
-            **factory_files(release.manifest.version),
-            ESP_LEDGERS[0]: factory_ledger(release),
-        }
-        for name, source in content.items():
-            target = files / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(source, bytes):
-                target.write_bytes(source)
-            else:
-                shutil.copyfile(source, target)
-        tops = sorted(path.name for path in files.iterdir())
-        run([find_tool("mcopy", package="mtools"), "-s", "-i", image, *(files / top for top in tops), "::"])
-
-
-def _fill_state(state: LayoutPartition, offsets: dict[str, int], release: BuiltRelease, disk: Path, seed: str) -> None:
-    with tempfile.TemporaryDirectory(dir=disk.parent) as folder:
-        records = Path(folder) / "lib/acl-updater"
-        (records / "manifests").mkdir(parents=True)
-        (records / FACTORY_LEDGER).write_bytes(factory_ledger(release))
-        shutil.copyfile(release.folder / "manifest.json", records / "manifests" / f"{release.manifest.version}.json")
-        run(
-            [
-                find_tool("mke2fs", package="e2fsprogs"),
-                "-q",
-                "-F",
-                "-t",
-                "ext4",
-                "-L",
-                "state",
-                "-U",
-                str(_uuid(seed, "state-file-system")),
-                "-E",
-                f"offset={offsets[state.label]},hash_seed={_uuid(seed, 'hash')},root_owner=0:0,lazy_itable_init=1",
-                "-d",
-                folder,
-                disk,
-                f"{state.length_bytes // 1024}k",
-            ],
-            env={"SOURCE_DATE_EPOCH": "1767225600"},
-        )
+def _boot_files(layout: Layout, release: BuiltRelease, tools: ToolTree) -> dict[str, bytes | Path]:
+    artifact = artifact_path(layout)
+    return {
+        artifact: release.uki,
+        **{
+            f"{artifact}.extra.d/{addon.name}": release.addon(addon.name)
+            for addon in release.manifest.addons
+            if addon.slot in (None, Slot.A)
+        },
+        **loader_files(layout, release.uki, release.manifest.version, tools),
+        ESP_LEDGERS[0]: factory_ledger(release),
+    }
 
 
 def _write(disk: Path, offset: int, source: Path) -> None:
@@ -159,7 +123,3 @@ def _write(disk: Path, offset: int, source: Path) -> None:
                 writer.seek(len(chunk), 1)
             else:
                 writer.write(chunk)
-
-
-def _uuid(seed: str, what: str) -> uuid.UUID:
-    return uuid.uuid5(_NAMESPACE, json.dumps([seed, what]))

@@ -13,6 +13,7 @@ from zipfile import ZipFile
 
 from integration.images.cache import cached
 from integration.images.tooltree import ToolTree
+from updater.layouts import Layout
 from updater.release.cpio import TreeFile, read_files
 from updater.release.unit_layer import unit_layer
 from updater.run import run
@@ -35,8 +36,11 @@ sys.exit(main())
 """
 
 
-def product_layer(tools: ToolTree) -> dict[str, TreeFile]:
-    """Return the updater, its dependencies, its units and the enabled links, by path in the root tree."""
+def product_layer(tools: ToolTree, seeks: Layout | None = None) -> dict[str, TreeFile]:
+    """Return the updater, its dependencies, its units and the enabled links, by path in the root tree.
+
+    `seeks` is the layout whose slots are found by their hash trees: see `updater.release.unit_layer`.
+    """
     files: dict[str, TreeFile] = {}
     for folder in (_dependencies(tools), _product(tools)):
         for name, file in read_files(folder / "python").items():
@@ -46,7 +50,7 @@ def product_layer(tools: ToolTree) -> dict[str, TreeFile]:
     files["usr/bin/acl-updater"] = TreeFile(_WRAPPER.encode(), 0o755)
     for name, file in read_files(REPOSITORY / "rollback/health.d").items():
         files[f"usr/lib/acl-updater/health.d/{name}"] = file
-    files.update(unit_layer())
+    files.update(unit_layer(seeks))
     return files
 
 

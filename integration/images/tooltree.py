@@ -33,12 +33,15 @@ LOADER_SUITES = ("forky", "sid")
 LOADER_SINCE = 258
 
 PACKAGES = (
+    "btrfs-progs",
     "cryptsetup-bin",
     "debian-archive-keyring",
     "dosfstools",
     "e2fsprogs",
     "erofs-utils",
     "fdisk",
+    "grub-common",
+    "grub-pc-bin",
     "libc-bin",
     "mtools",
     "ovmf",
@@ -66,6 +69,8 @@ _TOOLS: Mapping[str, tuple[str, tuple[str, ...], Mapping[str, str]]] = {
     "mkfs.erofs": ("usr/bin/mkfs.erofs", (), {}),
     "fsck.erofs": ("usr/bin/fsck.erofs", (), {}),
     "dump.erofs": ("usr/bin/dump.erofs", (), {}),
+    "mkfs.btrfs": ("usr/sbin/mkfs.btrfs", (), {}),
+    "btrfs": ("usr/bin/btrfs", (), {}),
     "veritysetup": ("usr/sbin/veritysetup", (), {}),
     "sfdisk": ("usr/sbin/sfdisk", (), {}),
     "mkfs.vfat": ("usr/sbin/mkfs.fat", (), {}),
@@ -74,6 +79,9 @@ _TOOLS: Mapping[str, tuple[str, tuple[str, ...], Mapping[str, str]]] = {
     "e2fsck": ("usr/sbin/e2fsck", (), {}),
     "debugfs": ("usr/sbin/debugfs", (), {}),
     "dumpe2fs": ("usr/sbin/dumpe2fs", (), {}),
+    "grub-mkimage": ("usr/bin/grub-mkimage", (), {}),
+    "grub-editenv": ("usr/bin/grub-editenv", (), {}),
+    "grub-script-check": ("usr/bin/grub-script-check", (), {}),
     "sbsign": ("usr/bin/sbsign", (), {}),
     "sbverify": ("usr/bin/sbverify", (), {}),
     "python3.13": ("usr/bin/python3.13", ("-s",), _PYTHON),
@@ -124,6 +132,11 @@ class ToolTree:
     def addon_stub(self) -> Path:
         """Return the stub for UKI addons."""
         return self.root / "tree/usr/lib/systemd/boot/efi/addonx64.efi.stub"
+
+    @property
+    def grub(self) -> Path:
+        """Return GRUB's modules and images for machines without UEFI."""
+        return self.root / "tree/usr/lib/grub/i386-pc"
 
     @property
     def loader(self) -> Path:

@@ -73,6 +73,7 @@ def _(action: Offline, run: Run) -> None:
         action.run,
         config=run.offline_config(),
         timeout_s=action.timeout_s,
+        variables=run.disk.variables,
         kill_when=kill_when or None,
     )
     run.observer.note(
@@ -323,7 +324,7 @@ def _entry_seen(disk: Disk, esp: FatReader, pattern: str) -> str | None:
             return None
         # A name reaches the disk before its content does: only an entry that the loader lists is there.
         names = disk.loader_order()
-    except (OSError, ValueError):
+    except (OSError, ValueError, EnvironmentFailure):
         # Half-written: the next look, two milliseconds later, may see it whole.
         return None
     found = any(fnmatch.fnmatchcase(name, pattern) for name in names)

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from integration.lab.fat import FatReader
+from integration.lab.fat import FatReader, WatchedEsp
+from integration.lab.scenario import DEFAULT_LAYOUT
+from integration.lab.stock import Stock
 from integration.lab.timeline import DiskView
 from updater import gpt
-from updater.boot.entries import ENTRIES, is_entry_name, parse_entry, parse_name
+from updater.boot.choose import TableAccess, open_backend
+from updater.boot.entries import ENTRIES, EntryName, is_entry_name, parse_entry, parse_name
 from updater.boot.loader_model import LoaderState, candidate, in_order
-from updater.errors import EnvironmentFailure
+from updater.boot.protocol import Entry
+from updater.efi_store import FileEfiVariables
+from updater.efivars import NoEfiVariables
+from updater.errors import EnvironmentFailure, SlotDamaged
+from updater.layouts import Layout, load_layout
 from updater.run import run
+from updater.slots import Slot
+from updater.verity import parse_superblock
 
 _BLOCK_BYTES = 4096
-_DATA = {"root-a": "a", "root-b": "b"}
 _FILLER = "acl-lab-filler.bin"
+VARIABLES = "efi-variables.fd"
 
 
 def copy_disk(source: Path, target: Path) -> None:
@@ -26,11 +36,27 @@ def copy_disk(source: Path, target: Path) -> None:
     run(["cp", "--sparse=always", "--reflink=auto", "--", source, target], timeout_s=600)
 
 
+def take_variables(stock: Stock, folder: Path) -> Path | None:
+    """Return the variable store of a machine in `folder`, the factory's at first, where its loader lives by one."""
+    if stock.variables is None:
+        return None
+    store = folder / VARIABLES
+    if not store.exists():
+        shutil.copyfile(stock.variables, store)
+    return store
+
+
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """A raw disk image with the layout dps-root."""
+    """A raw disk image, read through a layout; `variables` is the machine's store, for loaders that live by it.
+
+    Entries of other loaders than systemd-boot bear the names that its entry files would have: `b+0-1.conf` is slot b
+    on trial, with no try left and one done.
+    """
 
     path: Path
+    layout: Layout = field(default_factory=lambda: load_layout(DEFAULT_LAYOUT))
+    variables: Path | None = None
 
     def table(self) -> gpt.Gpt:
         """Return its partition table."""
@@ -52,12 +78,33 @@ class Disk:
 
     def esp(self) -> FatReader:
         """Return its ESP."""
-        return FatReader(self.path, self.partition("esp").offset_bytes)
+        return FatReader(self.path, self.partition(self.layout.boot_partition.label).offset_bytes)
+
+    def held(self, slot: Slot) -> str | None:
+        """Return the first 128 bits of the root hash that a slot holds, or None where that cannot be told.
+
+        Where the layout writes it into the table, that is what the kernel goes by; else it is the digest of the top of
+        the slot's hash tree.
+        """
+        data = self.layout.partition("data", slot)
+        if data.partuuid == "root-hash-head":
+            return self.partition(data.label).unique_guid.hex
+        inline = data.hash_offset_bytes
+        tree = data if inline is not None else self.layout.partition("hash", slot)
+        at = self.partition(tree.label).offset_bytes + (inline or 0)
+        with self.path.open("rb") as file:
+            try:
+                salt = bytes.fromhex(parse_superblock(os.pread(file.fileno(), _BLOCK_BYTES, at)).salt)
+            except SlotDamaged:
+                return None
+            return hashlib.sha256(salt + os.pread(file.fileno(), _BLOCK_BYTES, at + _BLOCK_BYTES)).hexdigest()[:32]
 
     def look(self) -> DiskView:
-        """Return which PARTUUID lies in which slot, and the boot entries; also while a guest writes to the disk."""
-        table = self.table()
-        slots = {p.unique_guid.hex: _DATA[p.name] for p in table.partitions if p.name in _DATA}
+        """Return which root hash lies in which slot, and the boot entries; also while a guest writes to the disk."""
+        slots = {head: slot.value for slot in Slot if (head := self.held(slot)) is not None}
+        if self.layout.boot.backend != "systemd-boot":
+            entries = {_name_of(entry): entry.generation for entry in self._order()}
+            return DiskView(slots, tuple(entries), {name.file: number for name, number in entries.items()})
         esp = self.esp()
         names = [name for name in esp.names(ENTRIES) if is_entry_name(name)]
         generations = {name: parse_entry(esp.read(f"{ENTRIES}/{name}") or b"").generation for name in names}
@@ -69,31 +116,51 @@ class Disk:
 
     def loader_order(self) -> list[str]:
         """Return the entry files in the order in which the loader's model sorts them."""
+        if self.layout.boot.backend != "systemd-boot":
+            return [_name_of(entry).file for entry in self._order()]
         esp = self.esp()
         found = [candidate(name, esp.read(f"{ENTRIES}/{name}") or b"") for name in self.entry_names()]
         # The loader drops an entry whose image is missing.
         there = [one for one in found if one is not None and esp.read(one.path.strip("/"), limit_bytes=1) is not None]
         return [one.file for one in in_order(LoaderState(candidates=tuple(there)))]
 
+    def _order(self) -> list[Entry]:
+        """Return our entries as the loader's back end reads them."""
+        esp = self.partition(self.layout.boot_partition.label)
+        efi = FileEfiVariables(self.variables) if self.variables is not None else NoEfiVariables()
+        backend = open_backend(
+            self.layout,
+            esp=WatchedEsp(FatReader(self.path, esp.offset_bytes)),
+            efi=efi,
+            table=TableAccess(self.table, _refuse),
+            part_uuid=esp.unique_guid,
+        )
+        return [entry for entry in backend.read().order if entry.slot is not None]
+
     def slot_digest(self, slot: str) -> str:
-        """Return a SHA-256 over all that makes a slot: both partitions, the UKI and the table's entries."""
+        """Return a SHA-256 over all that makes a slot: its partitions, UKI and addons, and the table's entries."""
         digest = hashlib.sha256()
         with self.path.open("rb") as file:
-            for label in (f"root-{slot}", f"root-{slot}-verity"):
-                partition = self.partition(label)
+            for wanted in self.layout.partitions:
+                if wanted.slot is not Slot(slot):
+                    continue
+                partition = self.partition(wanted.label)
                 digest.update(repr((partition.unique_guid, partition.attributes)).encode())
                 at, end = partition.offset_bytes, partition.offset_bytes + partition.length_bytes
                 while at < end:
                     digest.update(piece := os.pread(file.fileno(), min(1 << 20, end - at), at))
                     at += len(piece)
-        digest.update(self.esp().read(f"EFI/acl/{slot}.efi") or b"absent")
+        esp, uki = self.esp(), f"EFI/acl/{slot}.efi"
+        for path in (uki, *(f"{uki}.extra.d/{name}" for name in sorted(esp.names(f"{uki}.extra.d")))):
+            digest.update(esp.read(path) or b"absent")
         return digest.hexdigest()
 
     # -- surgery, with the machine off ---------------------------------------------------------------------------
 
     def flip_block(self, slot: str, block: int) -> None:
         """Invert one byte in a 4096-byte block of a slot's data partition."""
-        self._flip(self.partition(f"root-{slot}").offset_bytes + block * _BLOCK_BYTES + 17)
+        label = self.layout.partition("data", Slot(slot)).label
+        self._flip(self.partition(label).offset_bytes + block * _BLOCK_BYTES + 17)
 
     def flip_file(self, path: str, at_byte: int) -> None:
         """Invert one byte of a file on the ESP."""
@@ -137,7 +204,7 @@ class Disk:
         run([_tool("mcopy"), "-o", "-i", self._esp_image(), "-", f"::{path}"], stdin=content, timeout_s=300)
 
     def _esp_image(self) -> str:
-        return f"{self.path}@@{self.partition('esp').offset_bytes}"
+        return f"{self.path}@@{self.partition(self.layout.boot_partition.label).offset_bytes}"
 
     def _flip(self, offset: int) -> None:
         with self.path.open("r+b") as file:
@@ -145,6 +212,14 @@ class Disk:
             old = file.read(1)
             file.seek(offset)
             file.write(bytes([old[0] ^ 0xFF]))
+
+
+def _name_of(entry: Entry) -> EntryName:
+    return EntryName(str(entry.slot), entry.tries_left, entry.tries_done)
+
+
+def _refuse(_: gpt.Gpt) -> None:
+    raise EnvironmentFailure("the lab only looks at a machine's disk", mend="report this", reason="lab-disk")
 
 
 def _tool(name: str) -> str:

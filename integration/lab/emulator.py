@@ -27,11 +27,12 @@ class Emulator:
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """The parts of a machine that stay the same over its boots."""
+    """The parts of a machine that stay the same over its boots; without `uefi` its firmware is a BIOS."""
 
     memory_mib: int = 1024
     watchdog: bool = True
     network: bool = True
+    uefi: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +69,15 @@ def escaped(value: str) -> str:
 
 
 def smbios_strings(given: Given) -> list[str]:
-    """Return the SMBIOS type 11 strings that systemd-stub and PID 1 read."""
+    """Return the SMBIOS type 11 strings that systemd-stub, GRUB and PID 1 read."""
     strings = []
-    if given.kernel_parameters:
-        # systemd-stub takes the first string of this name only, so all parameters travel in one.
-        strings.append("io.systemd.stub.kernel-cmdline-extra=" + " ".join(given.kernel_parameters))
     for name, value in sorted(given.credentials.items()):
         # Base64, because QEMU and the firmware's tables have their own ideas about commas and newlines.
         strings.append(f"io.systemd.credential.binary:{name}={b64encode(value.encode()).decode()}")
+    if given.kernel_parameters:
+        # systemd-stub takes the first string of this name only, so all parameters travel in one; GRUB can ask for the
+        # last string alone.
+        strings.append("io.systemd.stub.kernel-cmdline-extra=" + " ".join(given.kernel_parameters))
     return strings
 
 
@@ -100,8 +102,8 @@ def command(
         *("-cpu", cpu_model(emulator.accelerator)),
         *("-smp", "1", "-m", f"{hardware.memory_mib}"),
         *("-rtc", "base=utc,clock=host"),
-        *("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={escaped(str(emulator.firmware_code))}"),
-        *(_recorded(disk, recording) if recording else _plain(disk, variables)),
+        *(_uefi(emulator, None if recording else variables) if hardware.uefi else ()),
+        *(_recorded(disk, recording) if recording else _plain(disk)),
         *("-device", "virtio-rng-pci"),
         # A pipe, not a socket: QEMU sends byte by byte, a socket's buffer holds some 270 such messages, and what a
         # full one does not take in time is lost.
@@ -121,20 +123,26 @@ def command(
     return argv
 
 
-def _plain(disk: Path, variables: Path) -> list[str]:
-    return [
-        *("-drive", f"if=pflash,unit=1,format=raw,file={escaped(str(variables))}"),
+def _uefi(emulator: Emulator, variables: Path | None) -> tuple[str, ...]:
+    code = ("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={escaped(str(emulator.firmware_code))}")
+    return (
+        code if variables is None else (*code, "-drive", f"if=pflash,unit=1,format=raw,file={escaped(str(variables))}")
+    )
+
+
+def _plain(disk: Path) -> tuple[str, ...]:
+    return (
         # Killing QEMU loses nothing that the guest's disk had acknowledged, whether the host flushed it or not.
         *("-blockdev", f"driver=file,node-name=file,filename={escaped(str(disk))},cache.no-flush=on,discard=unmap"),
         *("-blockdev", "driver=raw,node-name=disk,file=file,cache.no-flush=on,discard=unmap,detect-zeroes=unmap"),
         *("-device", "virtio-blk-pci,drive=disk,bootindex=1"),
-    ]
+    )
 
 
-def _recorded(disk: Path, recording: Recording) -> list[str]:
+def _recorded(disk: Path, recording: Recording) -> tuple[str, ...]:
     # Flushes must reach the log, so only what lies below it goes without; a discard says nothing that a cut tests.
     store = f"offset={recording.disk_bytes},size={recording.store_bytes}"
-    return [
+    return (
         *("-blockdev", f"driver=file,node-name=file,filename={escaped(str(disk))},cache.no-flush=on"),
         *("-blockdev", f"driver=file,node-name=log,filename={escaped(str(recording.log))},cache.no-flush=on"),
         *("-blockdev", "driver=blklogwrites,node-name=logged,file=file,log=log,log-sector-size=512"),
@@ -142,7 +150,7 @@ def _recorded(disk: Path, recording: Recording) -> list[str]:
         *("-blockdev", f"driver=raw,node-name=store,file=logged,{store}"),
         *("-machine", "pflash1=store"),
         *("-device", "virtio-blk-pci,drive=disk,bootindex=1,share-rw=on"),
-    ]
+    )
 
 
 def network_address() -> str:

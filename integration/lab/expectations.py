@@ -10,6 +10,7 @@ from integration.lab import node
 from integration.lab.run import Run
 from integration.lab.scenario import Expect, SeenBoot
 from integration.lab.timeline import Boot
+from updater.errors import EnvironmentFailure
 
 _EVIDENCE = "find /var/lib/acl-updater/evidence -type f -exec head -c 200000 {} + 2>/dev/null"
 
@@ -96,7 +97,7 @@ def _loader_order(run: Run) -> list[str]:
     for _ in range(20):
         try:
             return run.disk.loader_order()
-        except ValueError:
+        except (ValueError, EnvironmentFailure):
             # A guest that runs may be rewriting the folder at this moment.
             time.sleep(0.1)
     return run.disk.loader_order()
@@ -105,7 +106,7 @@ def _loader_order(run: Run) -> list[str]:
 def _ask(run: Run, words: str) -> node.Did:
     if run.machine.is_on:
         return node.in_guest(run.machine, words, budget_s=90)
-    return node.offline(run.disk.path, words, config=run.offline_config(), timeout_s=120)
+    return node.offline(run.disk.path, words, config=run.offline_config(), variables=run.disk.variables, timeout_s=120)
 
 
 def _find(run: Run, what: str, pattern: str, text: str) -> None:

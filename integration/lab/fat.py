@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from updater.errors import EnvironmentFailure
 
 _LONG_NAME = 0x0F
 _VOLUME = 0x08
@@ -70,6 +73,12 @@ class FatReader:
         if found is None or found.is_folder:
             return None
         return self._chain(found.cluster, min(found.length_bytes, limit_bytes))[: found.length_bytes]
+
+    def length_bytes(self, path: str) -> int | None:
+        """Return a file's length, or None when it is absent."""
+        folder, _, name = path.rpartition("/")
+        found = next((e for e in self._folder(folder) or [] if e.name.lower() == name.lower()), None)
+        return found.length_bytes if found is not None and not found.is_folder else None
 
     def offset_of(self, path: str, at_byte: int) -> int | None:
         """Return where in the image a byte of a file lies, or None when the file is absent or shorter."""
@@ -163,3 +172,45 @@ def _short_name(entry: bytes) -> str:
     stem = stem.lower() if entry[12] & 0x08 else stem
     suffix = suffix.lower() if entry[12] & 0x10 else suffix
     return (stem + (b"." + suffix if suffix else b"")).decode("ascii", "replace")
+
+
+class WatchedEsp:
+    """A `Directory` for looking only, over a FAT file system that a guest may be writing to."""
+
+    def __init__(self, fat: FatReader) -> None:
+        """Look through `fat`; what makes no sense raises Torn."""
+        self._fat = fat
+
+    def read(self, path: str, *, limit_bytes: int = 1 << 20) -> bytes | None:
+        return self._fat.read(path, limit_bytes=limit_bytes)
+
+    def chunks(self, path: str) -> Iterator[bytes]:
+        yield self._fat.read(path) or b""
+
+    def names(self, path: str = "") -> list[str]:
+        return sorted(self._fat.names(path))
+
+    def size(self, path: str) -> int | None:
+        return self._fat.length_bytes(path)
+
+    def free_bytes(self) -> int:
+        return 0
+
+    def is_read_only(self, path: str) -> bool:
+        return False
+
+    def write_new(self, path: str, chunks: Iterable[bytes]) -> None:
+        raise _unwritten(path)
+
+    def replace(self, path: str, content: bytes) -> None:
+        raise _unwritten(path)
+
+    def overwrite(self, path: str, content: bytes) -> None:
+        raise _unwritten(path)
+
+    def remove(self, path: str) -> None:
+        raise _unwritten(path)
+
+
+def _unwritten(path: str) -> EnvironmentFailure:
+    return EnvironmentFailure(f"the lab only looks at {path}", mend="report this", reason="lab-disk")

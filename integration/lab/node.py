@@ -91,11 +91,17 @@ def offline(
     *,
     config: Path,
     timeout_s: float,
+    variables: Path | None = None,
     kill_when: Callable[[], str | None] | None = None,
 ) -> Did:
-    """Run `acl-updater --disk` on a powered-off disk, and kill it the moment `kill_when` returns a reason."""
+    """Run `acl-updater --disk` on a powered-off disk, and kill it the moment `kill_when` returns a reason.
+
+    `variables` is the machine's store, for a loader that lives by it.
+    """
     start = "import sys; from updater.cli import main; sys.exit(main())"
-    argv = [sys.executable, "-c", start, "--json", "--disk", str(disk), "--config", str(config), *shlex.split(words)]
+    store = ["--efi-vars", str(variables)] if variables is not None else []
+    argv = [sys.executable, "-c", start, "--json", "--disk", str(disk), *store, "--config", str(config)]
+    argv += shlex.split(words)
     environment = {**os.environ, "PATH": f"{_tools()}:{os.environ.get('PATH', '')}", "LC_ALL": "C.UTF-8"}
     process = subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", "--", *argv],

@@ -15,7 +15,7 @@ from integration.lab.emulator import Given, network_address
 from integration.lab.machine import Machine
 from integration.lab.patience import slowness
 from integration.lab.report import Held
-from integration.lab.scenario import Fault, Scenario
+from integration.lab.scenario import DEFAULT_LAYOUT, Fault, Scenario
 from integration.lab.serial import Mark
 from integration.lab.server import LabServer
 from integration.lab.stock import Stock
@@ -91,7 +91,10 @@ class Run:
 
     def node_config(self, host: str) -> dict[str, Any]:
         """Return the configuration of the node, which reaches the server at `host`."""
-        return merged({"mirrors": [f"http://{host}:{self.server.port}"]}, self.config)
+        given: dict[str, Any] = {"mirrors": [f"http://{host}:{self.server.port}"]}
+        if self.stock.layout != DEFAULT_LAYOUT:
+            given["layout"] = self.stock.layout
+        return merged(given, self.config)
 
     def offline_config(self) -> Path:
         """Return the configuration file for `acl-updater --disk`."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from integration.lab.actions import perform
 from integration.lab.boots import Event, Observer
-from integration.lab.disk import Disk, copy_disk
+from integration.lab.disk import VARIABLES, Disk, copy_disk, take_variables
 from integration.lab.emulator import Hardware
 from integration.lab.machine import Machine
 from integration.lab.publisher import link
@@ -20,6 +20,7 @@ from integration.lab.scenario import Scenario, Step
 from integration.lab.server import LabServer
 from integration.lab.stock import Stock
 from updater.errors import UpdaterError
+from updater.layouts import load_layout
 
 
 def execute(
@@ -39,7 +40,7 @@ def execute(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     started, began = datetime.now(UTC), time.monotonic()
-    disk = Disk(folder / "disk.raw")
+    disk = Disk(folder / "disk.raw", load_layout(stock.layout), take_variables(stock, folder))
     observer = Observer(folder, releases=stock.versions, look=disk.look, tell=tell)
     held: list[Held] = []
     error: str | None = None
@@ -50,7 +51,7 @@ def execute(
         if start:
             shutil.copyfile(start[1], folder / "efi-variables.fd")
         repository = own_repository(stock, scenario, folder)
-        hardware = Hardware(memory_mib=scenario.memory_mib, watchdog=scenario.watchdog)
+        hardware = Hardware(memory_mib=scenario.memory_mib, watchdog=scenario.watchdog, uefi=disk.layout.is_uefi)
         with (
             LabServer(repository) as server,
             Machine(stock.emulator, disk=disk.path, folder=folder, observer=observer, hardware=hardware) as machine,
@@ -84,7 +85,7 @@ def execute(
     )
     write_reports(folder, report)
     if not keep_disk:
-        for leftover in (disk.path, folder / "efi-variables.fd"):
+        for leftover in (disk.path, folder / VARIABLES):
             leftover.unlink(missing_ok=True)
         shutil.rmtree(folder / "repository", ignore_errors=True)
     return report

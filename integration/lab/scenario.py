@@ -12,6 +12,7 @@ from integration.lab.timeline import Outcome
 from updater.errors import InvalidDocument
 from updater.schema import Name, decode_yaml, limited
 
+DEFAULT_LAYOUT = "dps-root"
 FOLDER = Path(__file__).resolve().parent.parent / "scenarios"
 
 # Releases are named by their place in the lab's repository: 1 is the factory release.
@@ -292,15 +293,17 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A whole scenario.
 
-    `config` goes over the node's configuration; `kernel` are parameters for every boot; `units` are drop-ins for
-    systemd units, by unit name, for the initrd and the system: shorter deadlines, mostly. On a busy machine the health
-    check's deadline grows by itself; in `kernel` and `units`, `@20` stands for 20 seconds that grow likewise.
+    `layout` names the layout of the machine's disk, and with it the stock of releases. `config` goes over the node's
+    configuration; `kernel` are parameters for every boot; `units` are drop-ins for systemd units, by unit name, for the
+    initrd and the system: shorter deadlines, mostly. On a busy machine the health check's deadline grows by itself; in
+    `kernel` and `units`, `@20` stands for 20 seconds that grow likewise.
     """
 
     name: Name
     summary: Text
     steps: Annotated[list[Step], limited("list 1 to 100 steps", min_length=1, max_length=100)]
     tags: list[Name] = []
+    layout: Name = DEFAULT_LAYOUT
     config: dict[str, Any] = {}
     kernel: list[Annotated[str, limited("write one kernel parameter", pattern=r"^[!-~]{1,200}$(?!\n)")]] = []
     units: dict[str, Text] = {}

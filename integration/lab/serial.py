@@ -39,6 +39,8 @@ _PATTERNS: tuple[tuple[Mark, re.Pattern[str]], ...] = tuple(
     for mark, pattern in (
         (Mark.LOADER, r"BdsDxe: starting (?P<text>Boot.*)"),
         (Mark.FIRMWARE, r"BdsDxe: (?P<text>loading .*|failed .*|No bootable .*)"),
+        (Mark.LOADER, r"^acl: (?P<text>slot [ab], tries left: .*)"),
+        (Mark.LOADER_ERROR, r"^acl: (?P<text>slot [ab] does not load|no slot starts.*|the try of .*)"),
         (Mark.LOADER_ERROR, r"(?P<text>(?:Error (?:loading|opening|reading|preparing|starting)|Failed to execute) .*)"),
         (Mark.STUB, r"EFI stub: (?P<text>.*)"),
         (Mark.COMMAND_LINE, r"^(?:\[ *[0-9.]+\] )?(?:Kernel c|C)ommand line: (?P<text>.*)"),
@@ -65,7 +67,7 @@ _PATTERNS: tuple[tuple[Mark, re.Pattern[str]], ...] = tuple(
 # PID 1 greets twice: the first time in the initrd, the second time from the release's own root.
 _GREETING = re.compile(r"systemd\[1\]: systemd \S+ running in system mode|Welcome to .*!")
 _ESCAPES = re.compile(r"\x1b\[[0-9;?=]*[A-Za-z]|\x1b[()][A-Z0-9]|\x1b[=>78cM]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_ROOT_HASH = re.compile(r"roothash=([0-9a-f]{64})")
+_ROOT_HASH = re.compile(r"(?:root|usr)hash=([0-9a-f]{64})")
 _FAULT = re.compile(r"acl\.lab\.fault=(\S+)")
 _LONGEST_LINE = 8192
 
@@ -93,7 +95,7 @@ def plain(line: str) -> str:
 
 
 def read_command_line(text: str) -> CommandLine:
-    """Return what a kernel's command line says to the lab; the last `roothash=` wins, as in systemd."""
+    """Return what a kernel's command line says to the lab; the last `roothash=` or `usrhash=` wins, as in systemd."""
     words = text.split()
     hashes = [match.group(1) for word in words if (match := _ROOT_HASH.fullmatch(word))]
     faults = tuple(match.group(1) for word in words if (match := _FAULT.fullmatch(word)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from integration.lab.emulator import Emulator
+from integration.lab.scenario import DEFAULT_LAYOUT
 from updater.errors import EnvironmentFailure
 
 
@@ -24,8 +25,9 @@ class Known:
 class Stock:
     """Everything that scenarios start from; nothing in it is ever changed by one.
 
-    `disk` is a powered-off factory disk on release 1, `repository` a folder for any static server, `keys` the folder
-    of its keys, `trust` the folder of trusted roots that the images carry.
+    `disk` is a powered-off factory disk of the layout `layout` on release 1, `repository` a folder for any static
+    server, `keys` the folder of its keys, `trust` the folder of trusted roots that the images carry. `variables` is the
+    factory's store of EFI variables, where the disk's loader needs one.
     """
 
     emulator: Emulator
@@ -35,6 +37,8 @@ class Stock:
     releases: Mapping[int, Known]
     trust: Path
     about: Mapping[str, str] = field(default_factory=dict)
+    layout: str = DEFAULT_LAYOUT
+    variables: Path | None = None
 
     def release(self, number: int) -> Known:
         """Return a release by its number; raise EnvironmentFailure when the repository has none."""

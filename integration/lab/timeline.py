@@ -65,7 +65,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class DiskView:
-    """What a machine's disk shows of its boot: PARTUUID (32 hex digits) to slot, the entries and their generations.
+    """What a machine's disk shows of its boot: root hash head (32 hex digits) to slot, the entries, their generations.
 
     Every trial that is armed takes a generation of its own, and keeps it when it is committed and counted again.
     """
@@ -100,7 +100,7 @@ class Boot:
 
 
 def slot_of(root_hash: str | None, slots: Mapping[str, str]) -> str | None:
-    """Return the slot whose data partition's PARTUUID is the first 128 bits of a root hash (DPS)."""
+    """Return the slot that holds a root hash, known by its first 128 bits."""
     return slots.get(root_hash[:32]) if root_hash else None
 
 

@@ -125,14 +125,19 @@ def _blob(length: int) -> Blob:
 def _frames(raw: bytes) -> object:
     packed, index = _packed(raw)
     # The length of the file that the manifest pins is the attacker's to choose as well.
-    total = sum(struct.unpack_from(f"<{(len(raw) - 32) // 36}I", raw, 32)) if len(raw) >= 68 else 1
+    total = 1
+    if len(raw) >= 40:
+        content, frame = struct.unpack_from("<QQ", raw, 8)
+        count = min(-(-content // max(1, frame)), (len(raw) - 40) // 4)
+        total = sum(struct.unpack_from(f"<{count}I", raw, 40))
     found = frames.parse_frames(packed, Framed(index, _blob(total)), "frames")
     return [found.frame(number) for number in range(min(found.count, 100))]
 
 
 def _frames_seeds() -> list[bytes]:
-    made = [(1000 + n, hashlib.sha256(bytes([n])).digest()) for n in range(3)]
-    return [frames.encode_frames(_CONTENT_BYTES, 4096 * 32, 20, made[:2]), *_files("tests/vectors/blobs/*")()]
+    made = [(1000 + n, [hashlib.sha256(bytes([n])).digest()]) for n in range(2)]
+    index = frames.encode_frames(_CONTENT_BYTES, 4096 * 32, 20, frames.LEAST_CHUNK_BYTES, made)
+    return [index, *_files("tests/vectors/blobs/*")()]
 
 
 def _recipe(raw: bytes) -> object:

@@ -20,7 +20,9 @@ MAX_ENTRY_BYTES = 64 * 1024
 MAX_GENERATION = 999_999
 
 _INT_MAX = 2**31 - 1
-_SORT_KEY = re.compile(r"acl-([0-9]{6})")
+# Beside UKIs in /EFI/Linux, whose sort key is the image's own name, ours begins with what sorts before any name.
+BEFORE_SHIPPED = "0-"
+_SORT_KEY = re.compile(r"(?:0-)?acl-([0-9]{6})")
 _OUR_NAME = re.compile(r"([ab])(\+[0-9]{1,9}(-[0-9]{1,9})?)?\.conf")
 _IMAGE_KEYS = ("linux", "uki", "uki-url", "efi")
 
@@ -101,7 +103,7 @@ class Type1:
     """The lines of an entry that decide what the loader does with it.
 
     `image` are its image lines in order: (key, path) with key linux, uki, uki-url or efi. Of other keys that stand
-    twice, the last counts.
+    twice, the last counts. `shipped` is the slot of an image in /EFI/Linux that the back end took over.
     """
 
     title: str = ""
@@ -112,6 +114,7 @@ class Type1:
     profile: int = 0
     image: tuple[tuple[str, str], ...] = ()
     comments: tuple[str, ...] = ()
+    shipped: Slot | None = None
 
     @property
     def generation(self) -> int | None:
@@ -124,23 +127,22 @@ class Type1:
         """Return the slot whose UKI this entry starts, by the path and not by the name of its file."""
         if not self.image:
             return None
-        return slot_of_image(self.image[-1][1])
+        return self.shipped or slot_of_image(self.image[-1][1])
 
 
 def slot_of_image(path: str) -> Slot | None:
     """Return the slot whose UKI lies at `path` on the ESP; FAT compares names without case."""
-    clean = re.sub(r"/+", "/", path.replace("\\", "/")).strip("/").lower()
-    return next((slot for slot in Slot if clean == uki_path(slot).lower()), None)
+    return next((slot for slot in Slot if clean_path(path) == uki_path(slot).lower()), None)
+
+
+def clean_path(path: str) -> str:
+    """Return an image's path as the loader and FAT compare it: slashes, none at the ends, lower case."""
+    return re.sub(r"/+", "/", path.replace("\\", "/")).strip("/").lower()
 
 
 def uki_path(slot: Slot) -> str:
     """Return where the UKI of a slot lies on the ESP."""
     return f"{ARTIFACTS}/{slot}.efi"
-
-
-def addons_path(slot: Slot) -> str:
-    """Return the folder of a slot's addons, which the stub finds by the UKI's own name."""
-    return f"{ARTIFACTS}/{slot}.efi.extra.d"
 
 
 def parse_entry(raw: bytes) -> Type1:
@@ -173,25 +175,35 @@ def _comments(raw: bytes) -> list[str]:
     return [line.lstrip()[1:].strip() for line in lines if line.lstrip().startswith("#")]
 
 
-def sort_key(generation: int) -> str:
-    """Return the sort key of a generation: a higher generation sorts first."""
+def sort_key(generation: int, before: str = "") -> str:
+    """Return the sort key of a generation: a higher generation sorts first; `before` is "" or `BEFORE_SHIPPED`."""
     if not 0 <= generation <= MAX_GENERATION:
         raise ValueError(f"no generation: {generation}")
-    return f"acl-{MAX_GENERATION - generation:06d}"
+    return f"{before}acl-{MAX_GENERATION - generation:06d}"
 
 
-def entry_text(slot: Slot, version: str, generation: int, *, title: str = "ACL", boot_id: str = "") -> bytes:
+def entry_text(
+    slot: Slot,
+    version: str,
+    generation: int,
+    *,
+    title: str = "ACL",
+    boot_id: str = "",
+    image: str = "",
+    before: str = "",
+) -> bytes:
     """Return the bytes of an entry for a slot's UKI.
 
     The image key is `linux`: every systemd-boot lists and counts it. `efi` entries are no longer counted from version
     258 on (systemd issue 40405), and `uki` is unknown before 258, so that such an entry would not be listed at all.
-    `boot_id` names the boot in which the entry was written.
+    `boot_id` names the boot in which the entry was written; `image` is the path of the UKI, ours when empty; `before`
+    begins the sort key.
     """
     lines = [
         f"title {title} {version} (slot {slot})",
         f"version {version}",
-        f"sort-key {sort_key(generation)}",
-        f"linux /{uki_path(slot)}",
+        f"sort-key {sort_key(generation, before)}",
+        f"linux /{image or uki_path(slot)}",
     ]
     if boot_id:
         lines.append(f"# written in boot {boot_id}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from updater.boot import entries, loader_model
 from updater.boot.entries import ENTRIES, Type1
@@ -25,6 +25,10 @@ _MAX_LOADER_BYTES = 8 << 20
 _MAX_CONF_BYTES = 64 * 1024
 # What firmware's FAT driver or a cut leaves of our names when their long halves are lost.
 _TORN_NAME = re.compile(r"[ab](_[0-9]+-[0-9]+)?~[0-9]+\.con", re.IGNORECASE)
+# How images name what belongs to one slot: Azure Container Linux its addons, Trident its UKIs.
+SHIPPED = "EFI/Linux"
+_SLOT_ADDON = re.compile(r"slot-([ab])\b.*\.addon\.efi$")
+_SLOT_NAME = re.compile(r"azl([ab])[0-9]*\.efi$")
 _RECOVERED_NAME = re.compile(r"fsck[0-9]{4}\.rec", re.IGNORECASE)
 _SHORT_NAME = re.compile(r"[A-Z0-9_~-]{1,8}(\.[A-Z0-9_~-]{1,3})?|[a-z0-9_~-]{1,8}(\.[a-z0-9_~-]{1,3})?")
 _NEWEST_KNOWN = 262
@@ -36,7 +40,7 @@ class EspView:
 
     `files` holds every readable file in /loader/entries with its lines; `unlisted` those that the loader skips
     (damaged, or without an image); `loaders` the loaders found, path to version text; `broken` what could not be read;
-    `names` all that lies in /loader/entries.
+    `names` all that lies in /loader/entries; `before` begins the sort keys of ours.
     """
 
     state: LoaderState
@@ -45,6 +49,7 @@ class EspView:
     loaders: dict[str, str]
     broken: tuple[str, ...]
     names: tuple[str, ...] = ()
+    before: str = ""
 
     def of_slot(self, slot: Slot) -> tuple[Candidate, ...]:
         """Return the entries that start `slot`, in the loader's order."""
@@ -60,9 +65,13 @@ class EspView:
         return max((lines.generation or 0 for lines in self.files.values()), default=0)
 
 
-def look(esp: Directory, efi: EfiVariables) -> EspView:
-    """Read an ESP and the loader's variables; never changes anything."""
+def look(esp: Directory, efi: EfiVariables, shipped: Mapping[str, Slot] | None = None) -> EspView:
+    """Read an ESP and the loader's variables; never changes anything.
+
+    `shipped` tells the slots of UKIs in /EFI/Linux that are ours, by path; None: all of them are somebody else's.
+    """
     broken: list[str] = []
+    ours = {entries.clean_path(path): slot for path, slot in (shipped or {}).items()}
     loaders = _loaders(esp)
     info = read_text(efi, "LoaderInfo") if efi.volatile else None
     version = loader_version(info) or min(filter(None, map(loader_version, loaders.values())), default=_NEWEST_KNOWN)
@@ -83,11 +92,15 @@ def look(esp: Directory, efi: EfiVariables) -> EspView:
             broken.append(f"/{path}: {error.message}")
             continue
         files[file] = entries.parse_entry(raw)
+        owner = ours.get(entries.clean_path(files[file].image[-1][1])) if files[file].image else None
+        if owner is not None:
+            files[file] = replace(files[file], shipped=owner)
+            found = replace(found, shipped=owner) if found is not None else None
         if found is not None and _exists(esp, found.path):
             listed.append(found)
         else:
             unlisted.append(file)
-    listed += _type2(esp, broken)
+    listed += [replace(item, shipped=ours.get(entries.clean_path(item.path))) for item in _type2(esp, broken)]
     state = LoaderState(
         candidates=tuple(listed),
         taken=frozenset(names) - {entry.file for entry in listed},
@@ -100,7 +113,40 @@ def look(esp: Directory, efi: EfiVariables) -> EspView:
         last_booted=read_text(efi, "LoaderEntryLastBooted"),
         sysfail_occurred=efi.volatile and read_text(efi, "LoaderSysFailReason") is not None,
     )
-    return EspView(state, files, tuple(unlisted), loaders, tuple(broken), tuple(names))
+    before = entries.BEFORE_SHIPPED if shipped is not None else ""
+    return EspView(state, files, tuple(unlisted), loaders, tuple(broken), tuple(names), before)
+
+
+def shipped_ukis(esp: Directory) -> dict[str, Slot]:
+    """Return the UKIs in /EFI/Linux of which an image maker said which slot they start, by path.
+
+    It is said by an addon for one slot (`slot-a…addon.efi` in the UKI's `.extra.d`), or by a name that ends in the
+    slot's letter and a number after `azl`. Two UKIs of one slot say nothing.
+    """
+    found: dict[Slot, list[str]] = {slot: [] for slot in Slot}
+    for file in esp.names(SHIPPED):
+        slot = _shipped_slot(esp, file) if file.lower().endswith(".efi") else None
+        if slot is not None:
+            found[slot].append(f"{SHIPPED}/{file}")
+    return {paths[0]: slot for slot, paths in found.items() if len(paths) == 1}
+
+
+def orphaned_addons(esp: Directory, slot: Slot) -> tuple[str, ...]:
+    """Return the folders of a slot's addons in /EFI/Linux whose UKI a cut removal took away already."""
+    names = esp.names(SHIPPED)
+    known = {name.lower() for name in names}
+    folders = [name for name in names if name.lower().endswith(".efi.extra.d")]
+    alone = [name for name in folders if name.lower().removesuffix(".extra.d") not in known]
+    return tuple(f"{SHIPPED}/{name}" for name in alone if _shipped_slot(esp, name[: -len(".extra.d")]) is slot)
+
+
+def _shipped_slot(esp: Directory, file: str) -> Slot | None:
+    addons = (_SLOT_ADDON.match(name.lower()) for name in esp.names(f"{SHIPPED}/{file}.extra.d"))
+    letters = {match[1] for match in addons if match}
+    by_name = _SLOT_NAME.search(file.lower())
+    if not letters and by_name:
+        letters = {by_name[1]}
+    return Slot(letters.pop()) if len(letters) == 1 else None
 
 
 def loader_version(text: str | None) -> int | None:

@@ -24,7 +24,10 @@ _INT_MAX = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An entry that the loader found: a Type #1 file, or a UKI in /EFI/Linux (`kind` is then `type2`)."""
+    """An entry that the loader found: a Type #1 file, or a UKI in /EFI/Linux (`kind` is then `type2`).
+
+    `shipped` is the slot of an image in /EFI/Linux that the back end took over.
+    """
 
     file: str
     kind: str
@@ -35,6 +38,7 @@ class Candidate:
     title: str = ""
     profile: int = 0
     read_only: bool = False
+    shipped: Slot | None = None
 
     @property
     def name(self) -> EntryName:
@@ -49,7 +53,7 @@ class Candidate:
     @property
     def slot(self) -> Slot | None:
         """Return the slot whose UKI it starts, or None for a foreign entry."""
-        return Type1(image=((self.kind, self.path),)).slot
+        return Type1(image=((self.kind, self.path),), shipped=self.shipped).slot
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,20 @@ def booted_entry(view: EspView, efi: EfiVariables, boot_id: str) -> BootedEntry:
     return BootedEntry(older[0] if older else selected, counting_failed=bool(older))
 
 
+def blessed_slot(view: EspView, booted: BootedEntry, boot_id: str) -> Slot | None:
+    """Return the slot of this boot's entry when that cannot go bad any more, and this boot did not write it so.
+
+    An entry that this boot wrote anew is our own commit; a bless renames what was armed.
+    """
+    slot = entries.slot_of_name(booted.name) if booted.name else None
+    files = view.of_slot(slot) if slot is not None else ()
+    ours = f"written in boot {boot_id}"
+    lines = [view.files.get(entry.file) for entry in files]
+    written = [line for line in lines if line is not None and ours in line.comments]
+    counted = [entry for entry in files if entry.name.tries_left is not None]
+    return slot if files and not written and not counted else None
+
+
 def obstacles(view: EspView, efi: EfiVariables, booted: BootedEntry, part_uuid: UUID | None) -> tuple[str, ...]:
     """Return one sentence with its mend for each reason not to arm a trial."""
     return (
@@ -156,7 +170,7 @@ def _of_order(view: EspView, efi: EfiVariables) -> Iterator[str]:
             file=EntryName(str(slot), 3).file,
             kind="linux",
             path=f"/{entries.uki_path(slot)}",
-            sort_key=entries.sort_key(highest + 1),
+            sort_key=entries.sort_key(highest + 1, view.before),
         )
         first = loader_model.choose(replace(plain, candidates=(*others, trial)))
         used_up = replace(trial, file=EntryName(str(slot), 0, 3).file)
@@ -171,7 +185,9 @@ def _of_order(view: EspView, efi: EfiVariables) -> Iterator[str]:
 
 
 def entry_generation(entry: Candidate) -> int:
-    """Return the generation of an entry; 0 for one whose sort key is not of our form."""
+    """Return the generation of an entry; 0 for one whose sort key is not of our form, such as any UKI's own."""
+    if entry.kind == "type2":
+        return 0
     return entries.Type1(sort_key=entry.sort_key).generation or 0
 
 

@@ -38,6 +38,9 @@ class BootState:
     goes on). `booted_name` is the entry that this boot came from where the loader says so, with the counter that it
     had *after* the loader's decrement. `obstacles` says, one sentence each with its mend, why arming must be refused
     (a default that matches or masks the trial, counting that does not work on this ESP, a read-only attribute).
+    `doubt` says why a try that left no trace may never have begun, where the loader can lose one. `blessed` is the slot
+    that this boot came from where its entry is a good one which this boot did not write: proven, or made good by
+    somebody else, such as systemd-bless-boot.
     """
 
     order: tuple[Entry, ...]
@@ -46,6 +49,8 @@ class BootState:
     obstacles: tuple[str, ...] = ()
     loader: str = ""
     notes: tuple[str, ...] = field(default=())
+    doubt: str = ""
+    blessed: Slot | None = None
 
     @property
     def next_entry(self) -> Entry | None:

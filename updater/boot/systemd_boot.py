@@ -7,14 +7,14 @@ entry file is either listed whole, or skipped by the loader: one cut in its crea
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterable, Iterator
 from uuid import UUID
 
 from updater.boot import entries, loader_model, obstacles
-from updater.boot.entries import ENTRIES, EntryName, addons_path, uki_path
-from updater.boot.esp import EspView, leftovers, look
+from updater.boot.artifacts import EspArtifacts
+from updater.boot.entries import ENTRIES, EntryName, uki_path
+from updater.boot.esp import EspView, look, orphaned_addons, shipped_ukis
 from updater.boot.loader_model import Candidate
 from updater.boot.protocol import BootFile, BootState, Entry
 from updater.efivars import EfiVariables, Forgiving, read_text
@@ -25,10 +25,7 @@ from updater.uki import read_os_release
 
 log = logging.getLogger(__name__)
 
-UKI_NAME = "uki.efi"
 MAX_TRIES = 9
-# The largest cluster of any FAT: a file may take that much more than its length.
-_CLUSTER_BYTES = 32 * 1024
 
 
 class SystemdBoot:
@@ -42,13 +39,17 @@ class SystemdBoot:
         part_uuid: UUID | None = None,
         boot_id: str = "",
         title: str = "ACL",
+        takes_over: bool = False,
     ) -> None:
         """Serve the ESP in `esp`.
 
         `part_uuid` is that partition's UUID, for the check that the running loader came from it. `boot_id` is the
-        kernel's id of this boot, empty for a disk image; it marks entries written in this boot.
+        kernel's id of this boot, empty for a disk image; it marks entries written in this boot. `takes_over` makes the
+        UKIs that an image shipped in /EFI/Linux ours, each until its slot is replaced (Type #2 entries).
         """
         self._esp = esp
+        self._takes_over = takes_over
+        self._artifacts = EspArtifacts(esp, self._uki)
         self._efi = efi
         self._part_uuid = part_uuid
         self._boot_id = boot_id
@@ -57,7 +58,7 @@ class SystemdBoot:
     def read(self) -> BootState:
         """Return what the loader would do; never changes anything."""
         efi = Forgiving(self._efi)
-        view = look(self._esp, efi)
+        view = self._look(efi)
         chosen = loader_model.choose(view.state)
         booted = obstacles.booted_entry(view, efi, self._boot_id)
         info = read_text(efi, "LoaderInfo") if efi.volatile else None
@@ -69,6 +70,7 @@ class SystemdBoot:
             obstacles=(*found, *efi.failures),
             loader=info or next((text for text in view.loaders.values() if text), ""),
             notes=obstacles.notes(view, efi, booted),
+            blessed=obstacles.blessed_slot(view, booted, self._boot_id),
         )
 
     def withdraw(self, slot: Slot) -> None:
@@ -83,11 +85,12 @@ class SystemdBoot:
             )
         for file in doomed:
             self._esp.remove(f"{ENTRIES}/{file}")
-        # The reverse of placing: without its UKI an addon is nothing, and a UKI without its addons might boot.
-        self._esp.remove(uki_path(slot))
-        self._esp.remove(addons_path(slot))
-        for path in leftovers(self._esp):
-            self._esp.remove(path)
+        self._artifacts.remove(slot)
+        if self._takes_over:
+            if self._uki(slot) != uki_path(slot):
+                self._artifacts.remove(slot)
+            for path in orphaned_addons(self._esp, slot):
+                self._esp.remove(path)
 
     def settle(self, slot: Slot) -> None:
         """Make the proven `slot` a good, uncounted entry that can never go bad: the fallback of a trial."""
@@ -97,17 +100,8 @@ class SystemdBoot:
 
     def space_needed(self, slot: Slot, files: Iterable[BootFile]) -> tuple[int, int]:
         """Return (bytes needed, bytes that will be free once `slot` is withdrawn), both on the safe side."""
-        needed = 0
-        folders = 1
-        for file in files:
-            needed += -(-file.length_bytes // _CLUSTER_BYTES) * _CLUSTER_BYTES
-            folders += file.name != UKI_NAME
         # Entries: the new one, and a twin of the fallback's while it settles.
-        needed += (min(folders, 2) + 2) * _CLUSTER_BYTES
-        freed = self._esp.size(uki_path(slot)) or 0
-        freed += sum(self._esp.size(f"{addons_path(slot)}/{name}") or 0 for name in self._esp.names(addons_path(slot)))
-        freed += sum(self._esp.size(path) or 0 for path in leftovers(self._esp))
-        return needed, self._esp.free_bytes() + freed
+        return self._artifacts.space_needed(slot, files, small_files=2)
 
     def place(self, slot: Slot, file: BootFile, chunks: Iterable[bytes]) -> None:
         """Write one file of the artifact of a withdrawn `slot` (addons before the UKI) and flush it.
@@ -115,49 +109,16 @@ class SystemdBoot:
         It goes straight to its final name: no entry refers to it, so that nothing boots a half of it.
         """
         view = self._look()
-        if view.files_of_slot(slot):
-            raise EnvironmentFailure(
-                f"slot {slot} still has the boot entry {view.files_of_slot(slot)[0]}: its files are not replaced",
-                mend=f"withdraw slot {slot} first",
-                reason="slot-not-withdrawn",
-            )
-        self._esp.write_new(artifact_path(slot, file.name), chunks)
+        live = view.files_of_slot(slot) or tuple(entry.file for entry in view.of_slot(slot))
+        self._artifacts.place(slot, file, chunks, live_entry=live[0] if live else None)
 
     def verify(self, slot: Slot, files: Iterable[BootFile]) -> tuple[str, ...]:
         """Read the artifact's files back from the medium; return one sentence for each that is missing or differs."""
-        complaints = []
-        expected = set()
-        for file in files:
-            expected.add(file.name.lower())
-            try:
-                complaint = self._complaint(artifact_path(slot, file.name), file)
-            except EnvironmentFailure as error:
-                # A chain that a cut left too short reads as an I/O error: the file is placed anew.
-                complaint = error.message
-            if complaint:
-                complaints.append(complaint)
-        # The stub loads every addon that it finds, so that a stray one changes the command line.
-        for name in self._esp.names(addons_path(slot)):
-            if name.lower() not in expected:
-                complaints.append(f"/{addons_path(slot)}/{name} does not belong to the release")
-        return tuple(complaints)
-
-    def _complaint(self, path: str, file: BootFile) -> str:
-        length = self._esp.size(path)
-        if length is None:
-            return f"/{path} is missing"
-        if length != file.length_bytes:
-            return f"/{path} has {length} bytes instead of {file.length_bytes}"
-        digest = hashlib.sha256()
-        for chunk in self._esp.chunks(path):
-            digest.update(chunk)
-        if digest.hexdigest() != file.sha256:
-            return f"/{path} differs from the manifest (sha256 {digest.hexdigest()})"
-        return ""
+        return self._artifacts.verify(slot, files)
 
     def artifact_chunks(self, slot: Slot, name: str) -> Iterator[bytes]:
         """Yield the bytes of one file of the slot's artifact, read from the medium."""
-        return self._esp.chunks(artifact_path(slot, name))
+        return self._artifacts.chunks(slot, name)
 
     def arm(self, slot: Slot, version: str, *, tries: int) -> Entry:
         """Publish a counted entry for `slot` that sorts before all others; return it."""
@@ -217,12 +178,18 @@ class SystemdBoot:
         view = self._look()
         self._make_first(view, slot, EntryName(str(slot)), version)
 
-    def _look(self) -> EspView:
+    def _look(self, efi: EfiVariables | None = None) -> EspView:
         # A rotten variable must not keep a bad release from being condemned; arming judges variables by `read`.
-        return look(self._esp, Forgiving(self._efi))
+        return look(self._esp, efi or Forgiving(self._efi), shipped_ukis(self._esp) if self._takes_over else None)
+
+    def _uki(self, slot: Slot) -> str:
+        """Return where the slot's UKI lies: the one that the image shipped, until ours takes its place."""
+        if self._takes_over and self._esp.size(uki_path(slot)) is None:
+            return next((path for path, owner in shipped_ukis(self._esp).items() if owner is slot), uki_path(slot))
+        return uki_path(slot)
 
     def _make_first(self, view: EspView, slot: Slot, name: EntryName, version: str | None) -> None:
-        if self._esp.size(uki_path(slot)) is None:
+        if not self._artifacts.is_there(slot):
             raise EnvironmentFailure(
                 f"slot {slot} has no UKI (/{uki_path(slot)})", mend="stage its release again", reason="artifact-missing"
             )
@@ -248,7 +215,7 @@ class SystemdBoot:
         best = max(view.of_slot(slot), key=obstacles.entry_generation, default=None)
         if best is not None:
             return best.version, obstacles.entry_generation(best)
-        release = read_os_release(self._esp.chunks(uki_path(slot))) if self._esp.size(uki_path(slot)) else None
+        release = read_os_release(self._esp.chunks(self._uki(slot))) if self._artifacts.is_there(slot) else None
         if release is None or "IMAGE_VERSION" not in release:
             raise EnvironmentFailure(
                 f"slot {slot} has no boot entry that the loader lists, and no sound UKI to write one for",
@@ -277,7 +244,15 @@ class SystemdBoot:
                 self._esp.remove(f"{ENTRIES}/{file}")
 
     def _content(self, slot: Slot, version: str, generation: int) -> bytes:
-        return entries.entry_text(slot, version, generation, title=self._title, boot_id=self._boot_id)
+        return entries.entry_text(
+            slot,
+            version,
+            generation,
+            title=self._title,
+            boot_id=self._boot_id,
+            image=self._uki(slot),
+            before=entries.BEFORE_SHIPPED if self._takes_over else "",
+        )
 
     def _serves(self, view: EspView, file: str, name: EntryName, version: str, generation: int) -> bool:
         """Tell whether an entry file already says all that it should; a good fallback's is left as it is."""
@@ -310,7 +285,7 @@ class SystemdBoot:
             raise EnvironmentFailure(
                 f"slot {slot} is not armed: {found[0]}", mend="then finalize again", reason="boot-obstacle"
             )
-        if self._esp.size(uki_path(slot)) is None:
+        if not self._artifacts.is_there(slot):
             raise EnvironmentFailure(
                 f"slot {slot} is not armed: /{uki_path(slot)} is missing", mend="stage again", reason="artifact-missing"
             )
@@ -325,11 +300,6 @@ class SystemdBoot:
                 mend=f"settle slot {slot.other} first",
                 reason="no-fallback",
             )
-
-
-def artifact_path(slot: Slot, name: str) -> str:
-    """Return where a file of a slot's artifact lies on the ESP: `uki.efi`, or an addon by its name."""
-    return uki_path(slot) if name == UKI_NAME else f"{addons_path(slot)}/{name}"
 
 
 def _twin(slot: Slot, *, but_not: EntryName | None = None) -> EntryName:

@@ -78,6 +78,20 @@ def parser() -> argparse.ArgumentParser:
     clear = verbs.add_parser("clear", help="allow another try of a release")
     _shared(clear, again=True)
     clear.add_argument("release", metavar="VERSION")
+    layout = _add(commands, "layout", "draw the disk, or compare it with its layout")
+    verbs = layout.add_subparsers(dest="verb", metavar="VERB", required=True)
+    show = verbs.add_parser(
+        "show", help="draw the partitions of this machine's disk, of --disk FILE or --disk /dev/NAME"
+    )
+    check = verbs.add_parser("check", help="draw them and tell what differs from the layout, with what to do")
+    for sub in (show, check):
+        _shared(sub, again=True)
+        sub.add_argument("--layout", metavar="NAME", help="this layout instead of the configured one")
+    check.add_argument(
+        "--repair",
+        action="store_true",
+        help="write both copies of the partition table anew where they differ, as the one in use has it",
+    )
     _add(commands, "recover", "finish what a power cut or a reboot interrupted (runs at every boot)")
     health = _add(commands, "health", "run or show the health checks", parse_rest=True)
     health.add_argument("rest", nargs=argparse.REMAINDER, help="run, show or service; see `acl-updater health --help`")

@@ -21,6 +21,10 @@ _LOOKING = frozenset({"status", "history"})
 
 def dispatch(args: argparse.Namespace) -> int:
     """Carry out one command; return its exit code."""
+    if args.command == "layout":
+        from updater.cli.layout import layout
+
+        return show(layout(args), as_json=args.json)
     looking = args.command in _LOOKING or (args.command == "quarantine" and args.verb == "list")
     with open_node(args, writable=not looking) as node:
         if args.command == "health":

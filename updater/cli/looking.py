@@ -85,6 +85,7 @@ def status_data(facts: Facts) -> dict[str, Any]:
                 "armed": update.armed,
                 "trial_boots": len(update.trial_boots),
                 "tries": update.tries,
+                "brought": msgspec.to_builtins(update.brought),
             }
             if update
             else None

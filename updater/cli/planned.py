@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from updater.cli.output import Report
 from updater.errors import ExitCode
 from updater.plan import Plan, sizes
@@ -25,7 +27,7 @@ def plan_report(made: Plan) -> Report:
         mark = "fits" if item.holds else "DOES NOT FIT"
         lines.append(f"{item.name}: {sizes(item.needed_bytes)} of {sizes(item.available_bytes)}: {mark}")
     lines += [f"{number}. {name}: {sentence}" for number, (name, sentence) in enumerate(made.steps, 1)]
-    data = {
+    data: dict[str, Any] = {
         "format": 1,
         "release": made.release.version,
         "deliberate": made.target.deliberate,
@@ -47,6 +49,8 @@ def plan_report(made: Plan) -> Report:
         ],
         "steps": [{"name": name, "does": sentence} for name, sentence in made.steps],
     }
+    if made.brought is not None:
+        data["brought"] = msgspec.to_builtins(made.brought)
     return Report(data, lines, ExitCode.DONE if possible else ExitCode.ENVIRONMENT)
 
 

@@ -9,6 +9,7 @@ from updater.cli.output import Report
 from updater.cli.planned import plan_report
 from updater.errors import NetworkFailure, NothingToDo, Refused, UpdaterError
 from updater.health_plugin import HealthPlugin, find_health_plugin
+from updater.plan import Plan, sizes
 from updater.policy import holding
 from updater.records import Update, VerdictRecord
 from updater.repository import Repository, open_repository
@@ -33,8 +34,23 @@ def stage(args: argparse.Namespace, session: Session) -> Report:
     report = plan_report(made)
     return Report(
         {**report.data, "staged": True},
-        [f"release {made.release.version} is staged in slot {made.slot}; `acl-updater finalize` arms it"],
+        [
+            *_brought_lines(made),
+            f"release {made.release.version} is staged in slot {made.slot}; `acl-updater finalize` arms it",
+        ],
     )
+
+
+def _brought_lines(made: Plan) -> list[str]:
+    done = made.brought
+    if done is None:
+        return []
+    return [
+        f"image by {', then '.join(done.image) or 'what the slot held'}, "
+        + ", ".join(f"{file} by {way}" for file, way in done.files.items()),
+        f"fetched {sizes(done.fetched_bytes)} in {done.requests} requests ({done.retries} of them again), wrote "
+        f"{sizes(done.written_bytes)}, kept {sizes(done.kept_bytes)}; read back by {done.read_back}",
+    ]
 
 
 def finalize(args: argparse.Namespace, session: Session) -> Report:

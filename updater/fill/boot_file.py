@@ -5,22 +5,26 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
 
 from updater.errors import EnvironmentFailure, InvalidDocument, NetworkFailure, Untrusted, UpdaterError
 from updater.fetch import Fetcher
+from updater.fill.framed import fetch_frames
 from updater.fill.rows import rows_of
 from updater.fill.ways import FILE_TROUBLE, WayFailed, fetch_index
+from updater.format.columns import malformed
 from updater.format.frames import parse_frames
 from updater.format.patch import apply
 from updater.format.recipe import Operation, Recipe, parse_recipe
-from updater.format.transport import Delta, FileTransport
+from updater.format.through import memory_bytes, packed, unpacked_length, write_unpacked
+from updater.format.transport import Delta, FileTransport, Through
 from updater.manifest import BLOCK_BYTES
-from updater.prefetch import BYTES_AHEAD, SPAN_BYTES, Part, fetch_spans, spans
+from updater.prefetch import Part, fetch_spans, spans, stream_whole
 from updater.records import FileRecord
-from updater.ways import Choice, Cost, Way
+from updater.ways import Choice, Way
 
 log = logging.getLogger(__name__)
 
@@ -29,46 +33,7 @@ Barring = Callable[[Way, UpdaterError], None]
 OldFile = Callable[[], Iterable[bytes]]
 """Yields the bytes of the running release's file of the same name."""
 
-_FRAMES_MEMORY_BYTES = 64 << 20
 _PIECE_BLOCKS = 256
-
-
-def file_costs(
-    file: FileRecord, transport: FileTransport | None, held_sha256: str | None, barred: Mapping[Way, str]
-) -> tuple[Cost, ...]:
-    """Return what each way of fetching a boot file takes, as the manifest tells; requests are a lower bound."""
-    length = file.length_bytes
-    delta = delta_from(transport, held_sha256)
-    frames = transport.frames if transport else None
-    costs = []
-    if delta is not None:
-        payload = delta.payload.length_bytes if delta.payload else 0
-        costs.append(
-            Cost(
-                Way.DELTA,
-                delta.recipe.length_bytes + payload,
-                length,
-                1 + -(-payload // SPAN_BYTES),
-                delta.memory_bytes + BYTES_AHEAD,
-                barred=barred.get(Way.DELTA, ""),
-            )
-        )
-    else:
-        costs.append(Cost(Way.DELTA, absent="no delta is published from the running release's file"))
-    if frames is not None:
-        fetched = frames.index.length_bytes + frames.file.length_bytes
-        requests = 1 + -(-frames.file.length_bytes // SPAN_BYTES)
-        why = barred.get(Way.FULL, "")
-        costs.append(Cost(Way.FULL, fetched, length, requests, _FRAMES_MEMORY_BYTES, barred=why))
-    else:
-        costs.append(Cost(Way.FULL, absent="no frames are published"))
-    return (*costs, Cost(Way.PLAIN, length, length, 1, 1 << 20))
-
-
-def delta_from(transport: FileTransport | None, held_sha256: str | None) -> Delta | None:
-    """Return the delta from the file that is held, if one is published."""
-    deltas = transport.deltas if transport else []
-    return next((delta for delta in deltas if delta.source == held_sha256), None)
 
 
 def fetch_file(
@@ -78,7 +43,7 @@ def fetch_file(
     choice: Choice,
     path: Path,
     *,
-    held_sha256: str | None,
+    delta: Delta | None,
     held: OldFile,
     on_barred: Barring,
     progress: Progress,
@@ -95,7 +60,7 @@ def fetch_file(
                 _plain(fetcher, file, path, progress, what)
             else:
                 chunks = (
-                    _from_delta(fetcher, delta_from(transport, held_sha256), file, held, path.with_name("old"), what)
+                    _from_delta(fetcher, delta, file, held, path.with_name("old"), what)
                     if way is Way.DELTA
                     else _from_frames(fetcher, transport, file, what)
                 )
@@ -129,7 +94,13 @@ def _plain(fetcher: Fetcher, file: FileRecord, path: Path, progress: Progress, w
         mirror = alone.mirrors[0]
         try:
             address = f"blobs/{file.sha256[:2]}/{file.sha256}"
-            found = _write(alone.stream(address, 0, file.length_bytes), file, path, progress)
+            found = _write(stream_whole(alone, address, file.length_bytes), file, path, progress)
+            if found != file.sha256 and alone.kept is not None:
+                # An earlier mirror may have brought the start that was kept: this one answers for all of it.
+                alone.kept.drop(address, 0, file.length_bytes)
+                found = _write(stream_whole(alone, address, file.length_bytes), file, path, progress)
+                if found != file.sha256:
+                    alone.kept.drop(address, 0, file.length_bytes)
         except NetworkFailure as failure:
             log.warning("%s", failure)
             failures.append(failure)
@@ -155,9 +126,12 @@ def _write(chunks: Iterable[bytes], file: FileRecord, path: Path, progress: Prog
     done = 0
     with path.open("wb") as out:
         for chunk in chunks:
+            done += len(chunk)
+            if done > file.length_bytes:
+                # It is not the file already, and need not fill the disk.
+                return ""
             digest.update(chunk)
             out.write(chunk)
-            done += len(chunk)
             progress(done, file.length_bytes)
     return digest.hexdigest()
 
@@ -167,23 +141,49 @@ def _from_frames(fetcher: Fetcher, transport: FileTransport | None, file: FileRe
     assert framed is not None
     index = parse_frames(fetch_index(fetcher, framed.index), framed, what)
     _require_length(index.content_bytes, file, what)
-    frames = [index.frame(number) for number in range(index.count)]
-    parts = (Part(framed.file.path, frame.offset, frame.length_bytes, frame.sha256) for frame in frames)
-    arriving = fetch_spans(fetcher, spans(parts))
-    try:
-        for frame, (_, raw) in zip(frames, arriving, strict=True):
-            yield from frame.unpack(raw, what)
-    finally:
-        arriving.close()
+    frames = [(framed.file.path, index.frame(number)) for number in range(index.count)]
+    with closing(fetch_frames(fetcher, frames)) as arriving:
+        for frame, chunks in arriving:
+            yield from frame.unpack(chunks, what)
 
 
 def _from_delta(
     fetcher: Fetcher, delta: Delta | None, file: FileRecord, held: OldFile, copy: Path, what: str
 ) -> Iterator[bytes]:
     assert delta is not None
-    recipe = parse_recipe(fetch_index(fetcher, delta.recipe), delta, file.length_bytes, what)
+    through = delta.through
+    length = through.content_bytes if through else file.length_bytes
+    recipe = parse_recipe(fetch_index(fetcher, delta.recipe), delta, length, what)
     with _proven_copy(held, delta, copy, what) as old:
-        yield from _made(fetcher, delta, recipe, old, what)
+        if through is None:
+            yield from _made(fetcher, delta, recipe, old, what)
+            return
+        _require_sense(through, delta, recipe, os.fstat(old.fileno()).st_size, what)
+        with _unpacked(old, through, copy, what) as plain:
+            old.close()
+            yield from packed(_made(fetcher, delta, recipe, plain, what), through, what)
+
+
+def _require_sense(through: Through, delta: Delta, recipe: Recipe, old_bytes: int, what: str) -> None:
+    """Raise InvalidDocument for a detour that does not lead to the recipe, or needs more memory than declared."""
+    if unpacked_length(through.source, old_bytes, what) != recipe.source_bytes:
+        raise malformed(what, f"the old file does not unpack to {recipe.source_bytes} bytes")
+    needed = memory_bytes(through, recipe.memory_bytes)
+    if needed > delta.memory_bytes:
+        raise malformed(what, f"it needs {needed} bytes of memory, more than the manifest declares")
+
+
+def _unpacked(old: BinaryIO, through: Through, copy: Path, what: str) -> BinaryIO:
+    """Write the unpacked form of the old file to scratch."""
+    plain = copy.open("w+b")
+    try:
+        copy.unlink()
+        write_unpacked(old, os.fstat(old.fileno()).st_size, through.source, plain, what)
+        plain.flush()
+    except BaseException:
+        plain.close()
+        raise
+    return plain
 
 
 def _proven_copy(held: OldFile, delta: Delta, copy: Path, what: str) -> BinaryIO:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,6 +19,7 @@ from updater.fill.reuse import ReuseWay
 from updater.fill.source_slot import SourceSlot
 from updater.fill.ways import FILE_TROUBLE, Filling, WayFailed, most_written
 from updater.format.transport import ImageTransport
+from updater.heap import keep_heap_small
 from updater.manifest import BLOCK_BYTES, Root
 from updater.repository import from_any
 from updater.verity import Progress, prove
@@ -100,6 +102,7 @@ class Filler:
         """
         if not self._fillings:
             return (*(self._out(way) for way in (Way.DELTA, Way.REUSE, Way.FULL)), self._plain_cost(None))
+        keep_heap_small()
         upper, leaves = from_any(partial(self._upper, source) for source in self._sources)
         landing = Landing(data, hashes, self._root, upper, leaves)
         landing.survey(progress)
@@ -153,6 +156,8 @@ class Filler:
                 raise trouble or self._misfit(choice.order[-1])
         if landing is not None:
             landing.flush()
+            if self._fetcher.kept:
+                self._fetcher.kept.made_durable()
             if tried[-1:] != [Way.PLAIN]:
                 prove(data, hashes, self._root, proving)
                 kept = landing.kept
@@ -166,7 +171,7 @@ class Filler:
 
     def _try(self, way: Way, landing: Landing, on_barred: Barring, progress: Progress | None) -> UpdaterError | None:
         try:
-            with Pipeline(landing, progress) as pipeline:
+            with Pipeline(landing, progress) as pipeline, self._letting_go(landing):
                 self._fillings[way].fill(landing, pipeline)
         except (InvalidDocument, WayFailed) as failure:
             log.warning("the %s way fails for good: %s", way.value, failure)
@@ -188,6 +193,11 @@ class Filler:
             on_barred(way, misfit)
         log.warning("%s", misfit)
         return misfit
+
+    def _letting_go(self, landing: Landing) -> AbstractContextManager[None]:
+        """Keep what arrives no longer than until what was made of it is durable."""
+        kept = self._fetcher.kept
+        return kept.until_durable(landing.data.flush) if kept else nullcontext()
 
     def _misfit(self, way: Way) -> WayFailed:
         left = len(self._landing.missing()) if self._landing else 0

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 
 from updater.errors import InvalidDocument
 from updater.fetch import Fetcher
+from updater.fill.framed import FRAME_BYTES_AHEAD, Located, fetch_frames, frame_spans
 from updater.fill.landing import Landing
 from updater.fill.pipeline import Pipeline
 from updater.fill.ways import fetch_index, most_written
-from updater.format.frames import Frame, FrameIndex, parse_frames
+from updater.format.frames import FrameIndex, parse_frames
 from updater.format.transport import Framed
 from updater.manifest import BLOCK_BYTES
-from updater.prefetch import Part, Span, fetch_spans, most_held_bytes, spans
+from updater.prefetch import most_held_bytes
 from updater.verity import GROUP_BYTES
 from updater.ways import Cost, Way
 
@@ -35,29 +36,27 @@ class FullWay:
         """Return what the frames over the missing groups take."""
         index = self._opened()
         groups = [group for group in landing.missing() if not landing.is_zeros(group)]
-        wanted = list(_requests(self._framed, _frames_over(index, landing, groups)))
+        wanted = list(frame_spans(self._located(index, landing, groups)))
         return Cost(
             self.way,
             fetch_bytes=self._framed.index.length_bytes + sum(span.length for span in wanted),
             write_bytes=most_written(landing, landing.missing()),
             requests=1 + len(wanted),
-            memory_bytes=index.memory_bytes + most_held_bytes(wanted) + Pipeline.memory_bytes,
+            memory_bytes=index.memory_bytes + most_held_bytes(wanted, FRAME_BYTES_AHEAD) + Pipeline.memory_bytes,
         )
 
     def fill(self, landing: Landing, pipeline: Pipeline) -> None:
-        """Fetch, unpack and hand over."""
+        """Fetch, unpack and hand over: a frame is unpacked while its chunks arrive, each proven before."""
         index = self._opened()
         groups = landing.missing()
-        frames = list(_frames_over(index, landing, groups))
+        frames = list(self._located(index, landing, groups))
         gathering = _Gathering(landing, pipeline, groups)
-        arriving = fetch_spans(self._fetcher, _requests(self._framed, frames))
-        try:
-            for frame, (_, raw) in zip(frames, arriving, strict=True):
-                gathering.begin(frame.content_offset)
-                for piece in frame.unpack(raw, self._what):
-                    gathering.add(piece)
-        finally:
-            arriving.close()
+        with closing(fetch_frames(self._fetcher, frames)) as arriving:
+            for frame, chunks in arriving:
+                at = frame.content_offset
+                for piece in frame.unpack(chunks, self._what):
+                    gathering.add(at, piece)
+                    at += len(piece)
 
     def _opened(self) -> FrameIndex:
         if self._index is None:
@@ -72,18 +71,14 @@ class FullWay:
             self._index = index
         return self._index
 
-
-def _frames_over(index: FrameIndex, landing: Landing, groups: Iterable[int]) -> Iterator[Frame]:
-    last = -1
-    for group in groups:
-        for frame in index.covering(group * GROUP_BYTES, landing.blocks_of(group) * BLOCK_BYTES):
-            if frame.number > last:
-                last = frame.number
-                yield frame
-
-
-def _requests(framed: Framed, frames: Iterable[Frame]) -> Iterator[Span]:
-    return spans(Part(framed.file.path, frame.offset, frame.length_bytes, frame.sha256) for frame in frames)
+    def _located(self, index: FrameIndex, landing: Landing, groups: Iterable[int]) -> Iterator[Located]:
+        """Yield the frames over groups."""
+        last = -1
+        for group in groups:
+            for frame in index.covering(group * GROUP_BYTES, landing.blocks_of(group) * BLOCK_BYTES):
+                if frame.number > last:
+                    last = frame.number
+                    yield self._framed.file.path, frame
 
 
 class _Gathering:
@@ -92,37 +87,28 @@ class _Gathering:
     def __init__(self, landing: Landing, pipeline: Pipeline, groups: list[int]) -> None:
         self._landing = landing
         self._pipeline = pipeline
-        self._groups = groups
-        self._at = 0
-        self._pending = bytearray()
+        self._wanted = bytearray(landing.groups)
+        for group in groups:
+            self._wanted[group] = 1
+        self._group = -1
+        self._room: memoryview | None = None
+        self._filled = 0
 
-    def begin(self, offset: int) -> None:
-        """Go on at a byte of the content: what is pending counts only if it ends there."""
-        if self._at + len(self._pending) != offset:
-            self._pending.clear()
-            self._at = offset
-
-    def add(self, piece: bytes) -> None:
-        """Take the bytes that follow, and hand over the groups that are whole."""
-        self._pending += piece
-        end = self._at + len(self._pending)
-        position = bisect_left(self._groups, -(-self._at // GROUP_BYTES))
-        view = memoryview(self._pending)
-        used = self._at
-        try:
-            while position < len(self._groups):
-                group = self._groups[position]
-                low = group * GROUP_BYTES
-                high = low + self._landing.blocks_of(group) * BLOCK_BYTES
-                if high > end:
-                    break
-                self._pipeline.put(group, view[low - self._at : high - self._at])
-                used = high
-                position += 1
-        finally:
-            view.release()
-        # What lies before the next group that is wanted, and before the one that is not whole yet, is done with.
-        following = self._groups[position] * GROUP_BYTES if position < len(self._groups) else end
-        keep_from = min(end, max(used, following))
-        del self._pending[: keep_from - self._at]
-        self._at = keep_from
+    def add(self, offset: int, piece: bytes) -> None:
+        """Take the content from byte `offset` on; a group counts when all of its bytes have come in order."""
+        view = memoryview(piece)
+        while len(view):
+            group, low = divmod(offset, GROUP_BYTES)
+            length = self._landing.blocks_of(group) * BLOCK_BYTES
+            part = view[: length - low]
+            if self._wanted[group]:
+                if not low:
+                    self._group, self._room, self._filled = group, self._pipeline.room(group), 0
+                if self._room is not None and (group, low) == (self._group, self._filled):
+                    self._room[low : low + len(part)] = part
+                    self._filled += len(part)
+                    if self._filled == length:
+                        self._room = None
+                        self._pipeline.filled(group)
+            offset += len(part)
+            view = view[len(part) :]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
+from itertools import pairwise
 
-from updater.blocks import Blocks
+from updater.blocks import Blocks, paged
 from updater.errors import EnvironmentFailure, Untrusted
 from updater.manifest import BLOCK_BYTES, Root
 from updater.verity import (
@@ -22,8 +23,9 @@ from updater.verity import (
     superblock,
 )
 
-_ZERO_BLOCK = bytes(BLOCK_BYTES)
 _ZEROS = bytes(GROUP_BYTES)
+_LEAVES_A_WRITE = 64
+_COMPARED_BYTES = 1 << 18
 
 
 class State(IntEnum):
@@ -83,6 +85,11 @@ class Landing:
         self._upper = upper
         self._leaves = leaves
         self._has_tree = bool(geometry(root).levels)
+        # Leaves that are proven and wait to be written together, from that of a group on.
+        self._first_leaf = 0
+        self._waiting = bytearray()
+        # What lies on the disk is read into it, by one thread at a time.
+        self._room = paged(2 * GROUP_BYTES)
         self._hasher = Hasher(bytes.fromhex(root.salt))
         self._zero_leaf = {
             count: self._hasher.digests(self._leaf(self._hasher.of_zeros * count))
@@ -92,6 +99,11 @@ class Landing:
     def blocks_of(self, group: int) -> int:
         """Return the number of blocks of a group: the last one may be short."""
         return min(GROUP_BLOCKS, self.blocks - group * GROUP_BLOCKS)
+
+    @property
+    def placed(self) -> int:
+        """Return the number of groups that are in place."""
+        return self.states.count(State.PLACED)
 
     def missing(self) -> list[int]:
         """Return the groups that are not in place."""
@@ -103,16 +115,20 @@ class Landing:
 
     def survey(self, progress: Progress | None = None) -> None:
         """Read the slot and note what each group holds; an unreadable one counts as other content."""
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read") as ahead:
-            for at, chunk in self._readable(ahead):
+        with ThreadPoolExecutor(max_workers=2, thread_name_prefix="survey") as ahead:
+            for at, chunk in self._chunks(ahead):
                 if progress:
                     progress(at, self.root.length_bytes)
-                if chunk is not None:
-                    self._note(at // GROUP_BYTES, chunk)
+                if chunk is None:
+                    continue
+                half = len(chunk) // (2 * GROUP_BYTES) * GROUP_BYTES
+                second = ahead.submit(self._note, (at + half) // GROUP_BYTES, chunk[half:])
+                self._note(at // GROUP_BYTES, chunk[:half])
+                second.result()
         if progress:
             progress(self.root.length_bytes, self.root.length_bytes)
 
-    def _readable(self, ahead: ThreadPoolExecutor) -> Iterator[tuple[int, bytes | None]]:
+    def _chunks(self, ahead: ThreadPoolExecutor) -> Iterator[tuple[int, memoryview | None]]:
         try:
             yield from pieces(self.data, 0, self.root.length_bytes, ahead)
         except EnvironmentFailure as error:
@@ -122,20 +138,15 @@ class Landing:
             return
         # A sector cannot be read: go on piece by piece. Writing makes the disk replace it.
         for at in range(0, self.root.length_bytes, GROUP_BYTES):
-            try:
-                yield at, self.data.read(at, min(GROUP_BYTES, self.root.length_bytes - at))
-            except EnvironmentFailure as error:
-                if error.reason != "io-error":
-                    raise
-                yield at, None
+            held = _readable(self.data, at, min(GROUP_BYTES, self.root.length_bytes - at))
+            yield at, None if held is None else memoryview(held)
 
-    def _note(self, first: int, chunk: bytes) -> None:
-        for group in range(first, first - (-len(chunk) // GROUP_BYTES)):
-            at = (group - first) * GROUP_BYTES
-            length = self.blocks_of(group) * BLOCK_BYTES
-            held = chunk[at : at + length]
-            if held == _ZEROS[:length]:
-                digests, state = self._hasher.of_zeros * (length // BLOCK_BYTES), State.ZEROS
+    def _note(self, first: int, chunk: memoryview) -> None:
+        for at in range(0, len(chunk), GROUP_BYTES):
+            group = first + at // GROUP_BYTES
+            held = chunk[at : at + self.blocks_of(group) * BLOCK_BYTES]
+            if _only_zeros(held):
+                digests, state = self._hasher.of_zeros * (len(held) // BLOCK_BYTES), State.ZEROS
             else:
                 digests, state = self._hasher.digests(held), State.OTHER
             leaf = self._leaf(digests)
@@ -145,9 +156,9 @@ class Landing:
 
     def begin(self) -> None:
         """Write the superblock and the tree above its leaves where they differ, then what needs no fetch."""
-        self._write_differing(self.hashes, 0, superblock(self.root), None)
+        self._write_differing(self.hashes, 0, superblock(self.root))
         if self._upper:
-            self._write_differing(self.hashes, BLOCK_BYTES, self._upper, None)
+            self._write_differing(self.hashes, BLOCK_BYTES, self._upper)
         self.kept += sum(
             self.blocks_of(group) * BLOCK_BYTES for group, state in enumerate(self.states) if state >= State.LEAFLESS
         )
@@ -158,17 +169,20 @@ class Landing:
                 content = self.data.read(group * GROUP_BYTES, self.blocks_of(group) * BLOCK_BYTES)
                 leaf = self._leaf(self._hasher.digests(content))
                 if self._digests_of(leaf) == self._expected(group, 1):
-                    self._write_leaf(group, leaf)
+                    self._take_leaves(group, leaf)
                     self.states[group] = State.PLACED
                 else:
                     self.states[group] = State.OTHER
         for group in self.missing():
             if self.is_zeros(group):
                 length = self.blocks_of(group) * BLOCK_BYTES
-                content = _ZEROS[:length]
                 before = self.written
-                self.write(group, content, self._leaf(self._hasher.of_zeros * self.blocks_of(group)), frozenset())
-                self.zeroed += max(0, self.written - before - BLOCK_BYTES * self._has_tree)
+                leaf = self._leaf(self._hasher.of_zeros * self.blocks_of(group))
+                self._write_blocks(group, group + 1, memoryview(_ZEROS)[:length], leaf)
+                self.zeroed += self.written - before
+                self._take_leaves(group, leaf)
+                self.states[group] = State.PLACED
+        self.settle()
 
     def prove(self, first: int, content: bytes | memoryview) -> tuple[bytes, frozenset[int]]:
         """Return (the leaves over the groups from `first` on, the groups among them that do not prove)."""
@@ -178,35 +192,33 @@ class Landing:
         wrong = differing(self._expected(first, count), self._digests_of(leaves))
         return leaves, frozenset(first + index for index in wrong)
 
-    def write(self, first: int, content: bytes, leaves: bytes, wrong: frozenset[int]) -> None:
-        """Write the blocks and leaves that differ from what lies there, those of `wrong` groups left out."""
+    def write(self, first: int, content: bytes | memoryview, leaves: bytes, wrong: frozenset[int]) -> None:
+        """Write the blocks that differ from what lies there, those of `wrong` groups left out.
+
+        Their leaves follow, at the latest when `settle` is called: many at a time.
+        """
         count = -(-len(content) // GROUP_BYTES)
+        view = memoryview(content)
         for start, end in runs_of(group for group in range(first, first + count) if group not in wrong):
             low, high = (start - first) * GROUP_BYTES, min((end - first) * GROUP_BYTES, len(content))
-            held = self._held(start, end, high - low)
-            part = content if (low, high) == (0, len(content)) else content[low:high]
-            self._write_differing(self.data, start * GROUP_BYTES, part, held)
-            if self._has_tree:
-                at = (start - first) * BLOCK_BYTES
-                self._write_differing(
-                    self.hashes,
-                    BLOCK_BYTES + len(self._upper) + start * BLOCK_BYTES,
-                    leaves[at : at + (end - start) * BLOCK_BYTES],
-                    None,
-                )
+            run = leaves[(start - first) * BLOCK_BYTES : (end - first) * BLOCK_BYTES]
+            self._write_blocks(start, end, view[low:high], run)
+            self._take_leaves(start, run)
             self.states[start:end] = bytes([State.PLACED]) * (end - start)
+
+    def settle(self) -> None:
+        """Write the leaves that wait."""
+        if self._waiting and self._has_tree:
+            at = BLOCK_BYTES + len(self._upper) + self._first_leaf * BLOCK_BYTES
+            self._write_differing(self.hashes, at, bytes(self._waiting))
+        self._waiting.clear()
 
     def held(self, group: int) -> bytes | None:
         """Return what lies on the disk where a group belongs, None where it cannot be read."""
         length = self.blocks_of(group) * BLOCK_BYTES
         if self.states[group] == State.ZEROS:
             return _ZEROS[:length]
-        try:
-            return self.data.read(group * GROUP_BYTES, length)
-        except EnvironmentFailure as error:
-            if error.reason != "io-error":
-                raise
-            return None
+        return _readable(self.data, group * GROUP_BYTES, length)
 
     def write_blocks(self, first: int, content: bytes | memoryview) -> None:
         """Write blocks that are proven by a hash of their own; the group's proof is still to come."""
@@ -219,56 +231,60 @@ class Landing:
 
     def flush(self) -> None:
         """Make it all durable."""
+        self.settle()
         self.data.flush()
         self.hashes.flush()
 
-    def _held(self, start: int, end: int, length: int) -> bytes | None:
-        states = self.states[start:end]
-        if not any(state != State.ZEROS for state in states):
-            return _ZEROS[:length] if length <= len(_ZEROS) else bytes(length)
-        try:
-            return self.data.read(start * GROUP_BYTES, length)
-        except EnvironmentFailure as error:
-            if error.reason != "io-error":
-                raise
-            return b""
-
-    def _write_differing(self, blocks: Blocks, offset: int, content: bytes, held: bytes | None) -> None:
-        """Write the blocks that differ from `held`: None asks the disk, an empty one knows nothing."""
-        if held is None:
-            held = blocks.read(offset, len(content))
-        if held == content:
-            self.kept += len(content)
+    def _write_blocks(self, start: int, end: int, content: memoryview, leaves: bytes) -> None:
+        """Write proven groups' blocks where they differ from what lies on the disk."""
+        if all(state == State.ZEROS for state in self.states[start:end]):
+            # The proof has told already which blocks are zeros.
+            zeros = self._hasher.of_zeros
+            chosen = [
+                at
+                for at in range(len(content) // BLOCK_BYTES)
+                if leaves[at * DIGEST_BYTES : (at + 1) * DIGEST_BYTES] != zeros
+            ]
+            self._write_chosen(self.data, start * GROUP_BYTES, content, chosen)
             return
-        different = range(0, len(content), BLOCK_BYTES)
-        if held:
-            zeros = held.count(0) == len(held) if len(held) <= BLOCK_BYTES else held == bytes(len(held))
-            if zeros:
-                chosen = [at for at in different if content[at : at + BLOCK_BYTES] != _ZERO_BLOCK]
+        self._write_differing(self.data, start * GROUP_BYTES, content)
+
+    def _take_leaves(self, first: int, leaves: bytes) -> None:
+        if self._waiting and first * BLOCK_BYTES != self._first_leaf * BLOCK_BYTES + len(self._waiting):
+            self.settle()
+        if not self._waiting:
+            self._first_leaf = first
+        self._waiting += leaves
+        if len(self._waiting) >= _LEAVES_A_WRITE * BLOCK_BYTES:
+            self.settle()
+
+    def _write_differing(self, blocks: Blocks, offset: int, content: bytes | memoryview) -> None:
+        """Write the blocks that differ from what lies on the disk, all of them where it cannot be read."""
+        view, room = memoryview(content), self._room[: min(len(content), len(self._room))]
+        chosen: list[int] = []
+        for at in range(0, len(view), len(room)):
+            wanted, held = view[at : at + len(room)], room[: len(view) - at]
+            try:
+                blocks.read_into(offset + at, held)
+            except EnvironmentFailure as error:
+                if error.reason != "io-error":
+                    raise
+                chosen += range(at // BLOCK_BYTES, (at + len(wanted)) // BLOCK_BYTES)
             else:
-                chosen = [at for at in different if content[at : at + BLOCK_BYTES] != held[at : at + BLOCK_BYTES]]
-        else:
-            chosen = list(different)
+                chosen += (at // BLOCK_BYTES + block for block in _differing_blocks(wanted, held))
+        self._write_chosen(blocks, offset, view, chosen)
+
+    def _write_chosen(self, blocks: Blocks, offset: int, content: bytes | memoryview, chosen: Sequence[int]) -> None:
         view = memoryview(content)
-        for low, high in runs_of(at // BLOCK_BYTES for at in chosen):
+        for low, high in runs_of(chosen):
             blocks.write(offset + low * BLOCK_BYTES, view[low * BLOCK_BYTES : high * BLOCK_BYTES])
         self.written += len(chosen) * BLOCK_BYTES
         self.kept += len(content) - len(chosen) * BLOCK_BYTES
 
-    def _write_leaf(self, group: int, leaf: bytes) -> None:
-        if self._has_tree:
-            self.hashes.write(BLOCK_BYTES + len(self._upper) + group * BLOCK_BYTES, leaf)
-            self.written += BLOCK_BYTES
-
-    def _leaf_on_disk(self, group: int) -> bytes:
+    def _leaf_on_disk(self, group: int) -> bytes | None:
         if not self._has_tree:
             return self._leaves
-        try:
-            return self.hashes.read(BLOCK_BYTES + len(self._upper) + group * BLOCK_BYTES, BLOCK_BYTES)
-        except EnvironmentFailure as error:
-            if error.reason != "io-error":
-                raise
-            return b""
+        return _readable(self.hashes, BLOCK_BYTES + len(self._upper) + group * BLOCK_BYTES, BLOCK_BYTES)
 
     def _leaf(self, digests: bytes) -> bytes:
         """Return the leaf blocks that hold digests; an image of one block has none, and is its own proof."""
@@ -281,6 +297,33 @@ class Landing:
 
     def _expected(self, group: int, count: int) -> bytes:
         return self._leaves[group * DIGEST_BYTES : (group + count) * DIGEST_BYTES]
+
+
+def _readable(blocks: Blocks, offset: int, length: int) -> bytes | None:
+    """Return what lies on the disk, None where it cannot be read."""
+    try:
+        return blocks.read(offset, length)
+    except EnvironmentFailure as error:
+        if error.reason != "io-error":
+            raise
+        return None
+
+
+def _differing_blocks(wanted: memoryview, held: memoryview) -> Iterator[int]:
+    for at in range(0, len(wanted), _COMPARED_BYTES):
+        # Views compare byte by byte, copies at once.
+        one, other = bytes(wanted[at : at + _COMPARED_BYTES]), bytes(held[at : at + _COMPARED_BYTES])
+        if one == other:
+            continue
+        for low in range(0, len(one), BLOCK_BYTES):
+            if one[low : low + BLOCK_BYTES] != other[low : low + BLOCK_BYTES]:
+                yield (at + low) // BLOCK_BYTES
+
+
+def _only_zeros(view: memoryview) -> bool:
+    """Tell whether there are only zeros, from the first block in most cases."""
+    steps = [0, *range(BLOCK_BYTES, len(view), _COMPARED_BYTES), len(view)]
+    return all(bytes(view[low:high]) == _ZEROS[: high - low] for low, high in pairwise(steps))
 
 
 def runs_of(indexes: Iterable[int]) -> Iterator[tuple[int, int]]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from typing import NamedTuple
 
 from updater.errors import InvalidDocument
 from updater.fetch import Fetcher
+from updater.fill.framed import FRAME_BYTES_AHEAD, Located, fetch_frames, frame_spans
 from updater.fill.landing import Landing, State
 from updater.fill.pipeline import Pipeline
 from updater.fill.source_slot import SourceSlot
@@ -17,7 +19,7 @@ from updater.format.blockmap import ZEROS, BlockMap, Candidates, Placed, parse_c
 from updater.format.frames import Frame, FrameIndex, parse_frames
 from updater.format.transport import Framed, Reuse
 from updater.manifest import BLOCK_BYTES
-from updater.prefetch import Part, Span, fetch_spans, most_held_bytes, spans
+from updater.prefetch import most_held_bytes
 from updater.verity import GROUP_BLOCKS, READ_BYTES
 from updater.ways import Cost, Way
 
@@ -63,7 +65,7 @@ class ReuseWay:
         """Fetch the map and the candidates, look for every missing block in the slots, and add up the rest."""
         groups = landing.missing()
         pieces = self._pieces(landing, groups)
-        wanted = list(self._requests(pieces))
+        wanted = list(frame_spans(self._located(pieces)))
         indexes = sum(self._framed(pack).index.length_bytes for pack in self._indexes)
         largest = max((index.memory_bytes for index in self._indexes.values()), default=0)
         return Cost(
@@ -71,7 +73,10 @@ class ReuseWay:
             fetch_bytes=self.least_bytes + indexes + sum(span.length for span in wanted),
             write_bytes=most_written(landing, groups),
             requests=2 + len(self._indexes) + len(wanted),
-            memory_bytes=largest + most_held_bytes(wanted) + Pipeline.memory_bytes + 30 * self._blocks,
+            memory_bytes=largest
+            + most_held_bytes(wanted, FRAME_BYTES_AHEAD)
+            + Pipeline.memory_bytes
+            + 30 * self._blocks,
         )
 
     def fill(self, landing: Landing, pipeline: Pipeline) -> None:
@@ -81,15 +86,12 @@ class ReuseWay:
         """
         groups = landing.missing()
         pieces = self._pieces(landing, groups)
-        arriving = fetch_spans(self._fetcher, self._requests(pieces))
-        try:
-            for piece, (_, raw) in zip(pieces, arriving, strict=True):
-                content = b"".join(piece.frame.unpack(raw, f"{self._what}, pack {piece.pack - 1}"))
+        with closing(fetch_frames(self._fetcher, list(self._located(pieces)))) as arriving:
+            for piece, (frame, chunks) in zip(pieces, arriving, strict=True):
+                content = b"".join(frame.unpack(chunks, f"{self._what}, pack {piece.pack - 1}"))
                 for run in piece.runs:
-                    low = run.at * BLOCK_BYTES - piece.frame.content_offset
+                    low = run.at * BLOCK_BYTES - frame.content_offset
                     landing.write_blocks(run.first, content[low : low + run.blocks * BLOCK_BYTES])
-        finally:
-            arriving.close()
         for group in groups:
             pipeline.put(group, self._assembled(landing, group))
 
@@ -172,11 +174,8 @@ class ReuseWay:
     def _framed(self, pack: int) -> Framed:
         return self._reuse.packs[pack - 1]
 
-    def _requests(self, pieces: Iterable[_Piece]) -> Iterator[Span]:
-        return spans(
-            Part(self._framed(piece.pack).file.path, piece.frame.offset, piece.frame.length_bytes, piece.frame.sha256)
-            for piece in pieces
-        )
+    def _located(self, pieces: Iterable[_Piece]) -> Iterator[Located]:
+        return ((self._framed(piece.pack).file.path, piece.frame) for piece in pieces)
 
 
 def find_held(

@@ -55,11 +55,53 @@ class Reuse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     packs: Annotated[list[Framed], limited("list 1 to 64 packs", min_length=1, max_length=64)]
 
 
+_FRAMES = limited("list 1 to 8 frames", min_length=1, max_length=8)
+_FRAME_BYTES = limited("write a number of bytes from 1 to 512 MiB", ge=1, le=1 << 29)
+_AT_BYTES = limited("write a number of bytes from 0 to 2 GiB", ge=0, le=1 << 31)
+_LEVEL = limited("write a level from 1 to 22", ge=1, le=22)
+_LIBRARY = limited("write such as libzstd 1.5.7", pattern=r"^libzstd [0-9]{1,4}(\.[0-9]{1,4}){2}$(?!\n)")
+
+
+class FrameWithin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A zstd frame inside a file: where it lies, its length, and that of its content."""
+
+    at_bytes: Annotated[int, _AT_BYTES]
+    length_bytes: Annotated[int, _FRAME_BYTES]
+    content_bytes: Annotated[int, _FRAME_BYTES]
+
+
+class Packing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the bytes from `at_bytes` of a file's unpacked form become the zstd frame that the file holds.
+
+    `worker` compresses in zstd's own thread, which makes other frames; `sized` writes the content's length.
+    """
+
+    at_bytes: Annotated[int, _AT_BYTES]
+    content_bytes: Annotated[int, _FRAME_BYTES]
+    level: Annotated[int, _LEVEL]
+    worker: bool
+    checksum: bool
+    sized: bool
+
+
+class Through(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A detour of a delta: its recipe goes from the old file's unpacked form to the new file's, of `content_bytes`.
+
+    In an unpacked form frames are replaced by their content. `library` makes the new file's frames, byte for byte.
+    """
+
+    library: Annotated[str, _LIBRARY]
+    content_bytes: LengthBytes
+    source: Annotated[list[FrameWithin], _FRAMES]
+    content: Annotated[list[Packing], _FRAMES]
+
+
 class Delta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How to make the content from an older one.
 
     `source` is the root hash of the older image, or the SHA-256 of the older file; `source_version` is for people.
-    `payload` holds the operations' bytes end to end. `memory_bytes` bounds what the largest operation needs.
+    `payload` holds the operations' bytes end to end. `memory_bytes` bounds what the largest operation needs, and
+    unpacking and packing where the delta goes `through` unpacked forms.
     """
 
     source: Sha256Hex
@@ -67,6 +109,7 @@ class Delta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     recipe: Index
     payload: Blob | None
     memory_bytes: LengthBytes
+    through: Through | None = None
 
 
 _DELTAS = limited("list at most 32 deltas", max_length=32)

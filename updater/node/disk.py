@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
 
 from updater.errors import EnvironmentFailure
 from updater.gpt import Gpt, Partition
-from updater.layouts import Layout, LayoutPartition
+from updater.layouts import Layout, LayoutPartition, Role
 from updater.slots import Slot
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Bytes of a partition: all of it, or a part."""
+
+    partition: Partition
+    offset_bytes: int
+    length_bytes: int
 
 
 class LayoutDisk:
@@ -27,25 +37,54 @@ class LayoutDisk:
         self._read_gpt = read_gpt
         self._write_gpt = write_gpt
         table = read_gpt()
-        self._numbers = {wanted.label: self._find(table, wanted).number for wanted in layout.partitions}
+        self._numbers = {
+            wanted.label: self._find(table, wanted).number
+            for wanted in layout.partitions
+            if not wanted.optional or table.named(wanted.label)
+        }
 
-    def partition(
-        self, role: Literal["esp", "data", "hash", "signature", "state"], slot: Slot | None = None
-    ) -> Partition:
-        """Return a partition as the disk's table describes it now."""
-        number = self._numbers[self._layout.partition(role, slot).label]
+    def boot_partition(self) -> Partition:
+        """Return the FAT partition with the boot files as the disk's table describes it now."""
+        return self._now(self._layout.boot_partition)
+
+    def partition(self, role: Role, slot: Slot | None = None) -> Partition:
+        """Return a partition as the disk's table describes it now; LookupError when the layout has none."""
+        return self._now(self._layout.partition(role, slot))
+
+    def _now(self, wanted: LayoutPartition) -> Partition:
+        number = self._numbers[wanted.label]
         return next(found for found in self._read_gpt().partitions if found.number == number)
 
     def slot_of(self, number: int) -> Slot | None:
         """Return the slot that a partition belongs to."""
         for wanted in self._layout.partitions:
-            if self._numbers[wanted.label] == number:
+            if self._numbers.get(wanted.label) == number:
                 return wanted.slot
         return None
 
+    def slot_place(self, slot: Slot, role: Literal["data", "hash"]) -> Place:
+        """Return where a slot's image or hash tree lies: a partition of its own, or a part of the data partition."""
+        data = self._layout.partition("data", slot)
+        split = data.hash_offset_bytes
+        if split is None:
+            partition = self.partition(role, slot)
+            return Place(partition, 0, partition.length_bytes)
+        partition = self._now(data)
+        if partition.length_bytes <= split:
+            raise EnvironmentFailure(
+                f"partition {partition.number} ({data.label}) of {self._name} has {partition.length_bytes} bytes, the "
+                f"layout {self._layout.name} keeps a hash tree from byte {split} on",
+                mend="name the layout of this disk in the configuration (`layout:`)",
+                reason="layout-mismatch",
+            )
+        return Place(partition, 0, split) if role == "data" else Place(partition, split, partition.length_bytes - split)
+
     def root_hash_in(self, slot: Slot) -> str | None:
         """Return the root hash that the slot's two PARTUUIDs spell, None where the layout does not make them so."""
-        data, tree = self._layout.partition("data", slot), self._layout.partition("hash", slot)
+        data = self._layout.partition("data", slot)
+        if data.hash_offset_bytes is not None:
+            return None
+        tree = self._layout.partition("hash", slot)
         if (data.partuuid, tree.partuuid) != ("root-hash-head", "root-hash-tail"):
             return None
         return self.partition("data", slot).unique_guid.hex + self.partition("hash", slot).unique_guid.hex
@@ -54,16 +93,25 @@ class LayoutDisk:
         """Give the slot's partitions the PARTUUIDs for `root_hash`, unless both copies of the table say so already."""
         table = self._read_gpt()
         changed = table
-        for role in ("data", "hash"):
-            wanted = self._layout.partition("data" if role == "data" else "hash", slot)
+        for wanted in self._layout.partitions:
             uuid = wanted.partuuid_for(root_hash)
-            if uuid is not None and self._current(changed, wanted) != uuid:
+            if wanted.slot is slot and uuid is not None and self._current(changed, wanted) != uuid:
                 changed = changed.with_partition(self._numbers[wanted.label], unique_guid=uuid)
         if changed != table or not table.consistent:
             self._write_gpt(changed)
 
+    def problem(self) -> str:
+        """Return one sentence on what is wrong with the table's two copies, empty when they agree."""
+        table = self._read_gpt()
+        if table.consistent:
+            return ""
+        if not table.primary_ok or not table.backup_ok:
+            which = "backup" if table.primary_ok else "primary"
+            return f"the {which} copy of the partition table of {self._name} is damaged or missing"
+        return f"the two copies of the partition table of {self._name} differ: the backup is stale"
+
     def mend(self) -> bool:
-        """Complete a half-done write of the table; tell whether there was one."""
+        """Write both copies of the table as the one in use has it; tell whether there was anything to do."""
         table = self._read_gpt()
         if table.consistent:
             return False
@@ -89,6 +137,14 @@ class LayoutDisk:
                 f"partition {partition.number} ({wanted.label}) of {self._name} has type {partition.type_guid}, the "
                 f"layout {self._layout.name} says {wanted.type_guid}",
                 mend="name the layout of this disk in the configuration (`layout:`)",
+                reason="layout-mismatch",
+            )
+        if wanted.fixed_partuuid not in (None, partition.unique_guid):
+            raise EnvironmentFailure(
+                f"partition {partition.number} ({wanted.label}) of {self._name} has PARTUUID {partition.unique_guid}, "
+                f"the layout {self._layout.name} says {wanted.fixed_partuuid}: what is booted would not find it",
+                mend=f"give it that PARTUUID with `sgdisk -u {partition.number}:{wanted.fixed_partuuid}`, or name this "
+                "disk's layout in the configuration (`layout:`)",
                 reason="layout-mismatch",
             )
         return partition

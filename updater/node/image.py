@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import IO, Literal
 
 from updater.blocks import Blocks
-from updater.boot.systemd_boot import SystemdBoot
+from updater.boot.choose import TableAccess, open_backend
+from updater.boot.protocol import BootBackend
 from updater.config import Config
 from updater.efi_store import FileEfiVariables
 from updater.efivars import EfiVariables, NoEfiVariables
 from updater.errors import EnvironmentFailure, Refused
 from updater.ext4image import Ext4Image
+from updater.facts import recorded_root_hash
 from updater.fatimage import FatImage
 from updater.files import Below, Directory
 from updater.gpt import Gpt, parse
@@ -26,10 +28,9 @@ from updater.layouts import Layout
 from updater.node.disk import LayoutDisk
 from updater.node.protocol import Running
 from updater.partition import FileBlocks, WholeDisk, write_table
+from updater.records import Ledger
 from updater.slots import Slot
 from updater.store import Store
-
-STATE_FOLDER = "lib/acl-updater"
 
 
 class ImageNode:
@@ -52,15 +53,23 @@ class ImageNode:
         self.architecture: str = layout.architecture
         self._image = image
         self._disk = LayoutDisk(str(image), layout, self._table, self._write_table)
-        esp = self._disk.partition("esp")
+        esp = self._disk.boot_partition()
         state = self._disk.partition("state")
         self.esp: Directory = FatImage(image, offset_bytes=esp.offset_bytes, length_bytes=esp.length_bytes)
-        self.state: Directory = Ext4Image(image, offset_bytes=state.offset_bytes, base=STATE_FOLDER, writable=writable)
+        self.state: Directory = Ext4Image(
+            image, offset_bytes=state.offset_bytes, base=layout.state_folder, writable=writable
+        )
         self.trust: Directory = Below(self.state, "trust")
         efi: EfiVariables = (
             FileEfiVariables(efi_vars) if efi_vars is not None else NoEfiVariables("no --efi-vars was given")
         )
-        self.boot = SystemdBoot(self.esp, efi, part_uuid=esp.unique_guid)
+        self.boot: BootBackend = open_backend(
+            layout,
+            esp=self.esp,
+            efi=efi,
+            table=TableAccess(self._table, self._write_table),
+            part_uuid=esp.unique_guid,
+        )
 
     def __enter__(self) -> ImageNode:
         return self
@@ -81,9 +90,8 @@ class ImageNode:
         return Running(slot, self.root_hash_in(slot) or self._recorded_root_hash(slot), entry.version)
 
     def _recorded_root_hash(self, slot: Slot) -> str:
-        ledger = Store(self.state, self.esp, self.now, read_only=True).ledger()
-        proven = ledger.proven_in(slot) if ledger else None
-        return proven.release.root.root_hash if proven else ""
+        store = Store(self.state, self.esp, self.now, read_only=True)
+        return recorded_root_hash(store.ledger() or Ledger(), store.journal(), slot) or ""
 
     def root_hash_in(self, slot: Slot) -> str | None:
         return self._disk.root_hash_in(slot)
@@ -95,17 +103,20 @@ class ImageNode:
                 mend="write the other slot",
                 reason="running-slot",
             )
-        partition = self._disk.partition(role, slot)
+        place = self._disk.slot_place(slot, role)
         return FileBlocks(
             self._image,
-            offset_bytes=partition.offset_bytes,
-            length_bytes=partition.length_bytes,
-            name=f"{self._image} partition {partition.number} (slot {slot}, {role})",
+            offset_bytes=place.partition.offset_bytes + place.offset_bytes,
+            length_bytes=place.length_bytes,
+            name=f"{self._image} partition {place.partition.number} (slot {slot}, {role})",
             writable=writable,
         )
 
     def label_slot(self, slot: Slot, root_hash: str) -> None:
         self._disk.label(slot, root_hash)
+
+    def gpt_problem(self) -> str:
+        return self._disk.problem()
 
     def mend_gpt(self) -> bool:
         return self._disk.mend()
@@ -121,6 +132,11 @@ class ImageNode:
         folder = self.config.trusted_roots
         return sorted(Path(folder).glob("*.root.json")) if folder else []
 
+    @property
+    def partial(self) -> Path:
+        """Return a folder beside the image."""
+        return self._image.with_name(self._image.name + ".partial")
+
     @contextlib.contextmanager
     def scratch_folder(self) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="acl-updater-") as folder:
@@ -129,8 +145,7 @@ class ImageNode:
     @contextlib.contextmanager
     def lock(self, *, wait_s: float = 0.0) -> Iterator[None]:
         """Lock the image as QEMU does, so that no machine runs from it and no second updater writes it."""
-        with self._image.open("r+b") as file:
-            _lock_whole(file, self._image)
+        with locked_image(self._image):
             yield
 
     def reboot(self, why: str) -> None:
@@ -146,6 +161,14 @@ class ImageNode:
     def _write_table(self, table: Gpt) -> None:
         with WholeDisk(self._image, writable=True) as disk:
             write_table(disk, table)
+
+
+@contextlib.contextmanager
+def locked_image(image: Path) -> Iterator[None]:
+    """Hold the lock on a disk image; raise Refused (reason `busy`) while a machine or another updater has it."""
+    with image.open("r+b") as file:
+        _lock_whole(file, image)
+        yield
 
 
 def _lock_whole(file: IO[bytes], image: Path) -> None:

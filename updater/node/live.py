@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import IO, Literal
 
 from updater.blocks import Blocks
-from updater.boot.systemd_boot import SystemdBoot
+from updater.boot.choose import TableAccess, open_backend
+from updater.boot.protocol import BootBackend
 from updater.config import Config
 from updater.devices import LiveRoot, discover_live_root, mounted_esp
-from updater.efivars import LiveEfiVariables
+from updater.efivars import LiveEfiVariables, NoEfiVariables
 from updater.errors import EnvironmentFailure, Refused
 from updater.files import Below, Directory, MountedDirectory, explained
 from updater.gpt import Gpt, parse
@@ -61,12 +62,18 @@ class LiveNode:
                 mend="use sudo, or look at a disk image with --disk FILE",
                 reason="not-root",
             )
-        self._root: LiveRoot = discover_live_root()
+        self._root: LiveRoot = discover_live_root(layout=self.layout)
         self._disk = LayoutDisk(str(self._root.disk), self.layout, self._table, self._write_table)
-        esp = self._disk.partition("esp")
+        esp = self._disk.boot_partition()
         self.esp: Directory = self._stack.enter_context(mounted_esp(self._root.device(esp.number)))
-        self.boot = SystemdBoot(
-            self.esp, LiveEfiVariables(), part_uuid=esp.unique_guid, boot_id=self.boot_id().replace("-", "")
+        self.boot: BootBackend = open_backend(
+            self.layout,
+            esp=self.esp,
+            efi=LiveEfiVariables() if self.layout.is_uefi else NoEfiVariables("this layout is booted without UEFI"),
+            table=TableAccess(self._table, self._write_table),
+            part_uuid=esp.unique_guid,
+            boot_id=self.boot_id().replace("-", ""),
+            command_line=_command_line(),
         )
         return self
 
@@ -100,9 +107,10 @@ class LiveNode:
         return self._disk.root_hash_in(slot)
 
     def blocks(self, slot: Slot, role: Literal["data", "hash"], *, writable: bool = False) -> Blocks:
-        partition = self._disk.partition(role, slot)
+        place = self._disk.slot_place(slot, role)
+        number = place.partition.number
         if writable and (
-            slot is self.running().slot or partition.number in (self._root.data_partition, self._root.hash_partition)
+            slot is self.running().slot or number in (self._root.data_partition, self._root.hash_partition)
         ):
             raise Refused(
                 f"slot {slot} is the running one and is never written",
@@ -110,13 +118,18 @@ class LiveNode:
                 reason="running-slot",
             )
         return FileBlocks(
-            self._root.device(partition.number),
-            name=f"{self._root.device(partition.number)} (slot {slot}, {role})",
+            self._root.device(number),
+            offset_bytes=place.offset_bytes,
+            length_bytes=place.length_bytes,
+            name=f"{self._root.device(number)} (slot {slot}, {role})",
             writable=writable,
         )
 
     def label_slot(self, slot: Slot, root_hash: str) -> None:
         self._disk.label(slot, root_hash)
+
+    def gpt_problem(self) -> str:
+        return self._disk.problem()
 
     def mend_gpt(self) -> bool:
         return self._disk.mend()
@@ -131,6 +144,11 @@ class LiveNode:
     def bootstrap_roots(self) -> Sequence[Path]:
         folder = Path(self.config.trusted_roots)
         return sorted(folder.glob("*.root.json"), key=lambda path: (len(path.name), path.name))
+
+    @property
+    def partial(self) -> Path | None:
+        """Return a folder on the state partition; its stand-in in memory outlives no kill of the machine."""
+        return None if DEGRADED.exists() else STATE / "partial"
 
     @contextlib.contextmanager
     def scratch_folder(self) -> Iterator[Path]:
@@ -147,19 +165,7 @@ class LiveNode:
 
     @contextlib.contextmanager
     def lock(self, *, wait_s: float = 0.0) -> Iterator[None]:
-        until = time.monotonic() + wait_s
-        with explained(f"cannot lock {RUNTIME}", "run as root"):
-            RUNTIME.mkdir(parents=True, exist_ok=True)
-            file = (RUNTIME / "lock").open("w")
-        with file:
-            while not _locked(file):
-                if time.monotonic() >= until:
-                    raise Refused(
-                        "another acl-updater is at work on this machine",
-                        mend="wait for it: `systemctl status acl-updater-update`",
-                        reason="busy",
-                    )
-                time.sleep(_LOCK_POLL_S)
+        with locked_machine(wait_s=wait_s):
             yield
 
     def reboot(self, why: str) -> None:
@@ -199,6 +205,30 @@ class LiveNode:
         # The kernel keeps its own view of a busy disk; udev's links follow the table once it looks at each partition.
         nodes = [str(node) for node in (self._root.disk, *self._root.nodes.values())]
         run(["udevadm", "trigger", "--settle", "--action=change", *nodes], timeout_s=60, check=False)
+
+
+def _command_line() -> str:
+    with explained("cannot read the kernel's command line", "mount /proc"):
+        return Path("/proc/cmdline").read_text().strip()
+
+
+@contextlib.contextmanager
+def locked_machine(*, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold the one lock of all that changes something on this machine; raise Refused (reason `busy`)."""
+    until = time.monotonic() + wait_s
+    with explained(f"cannot lock {RUNTIME}", "run as root"):
+        RUNTIME.mkdir(parents=True, exist_ok=True)
+        file = (RUNTIME / "lock").open("w")
+    with file:
+        while not _locked(file):
+            if time.monotonic() >= until:
+                raise Refused(
+                    "another acl-updater is at work on this machine",
+                    mend="wait for it: `systemctl status acl-updater-update`",
+                    reason="busy",
+                )
+            time.sleep(_LOCK_POLL_S)
+        yield
 
 
 def _locked(file: IO[str]) -> bool:

@@ -69,7 +69,10 @@ class Node(Protocol):
         """Return the running slot; raise EnvironmentFailure when it cannot be told for certain."""
 
     def root_hash_in(self, slot: Slot) -> str | None:
-        """Return the root hash that the GPT says `slot` holds, None where the layout's PARTUUIDs do not tell."""
+        """Return the root hash that the GPT says `slot` holds, None where the layout's PARTUUIDs do not tell.
+
+        There the records say what a slot holds: see `updater.facts.recorded_root_hash`.
+        """
 
     def blocks(self, slot: Slot, role: Literal["data", "hash"], *, writable: bool = False) -> Blocks:
         """Open a slot's partition; refuse to open the running slot for writing."""
@@ -77,8 +80,14 @@ class Node(Protocol):
     def label_slot(self, slot: Slot, root_hash: str) -> None:
         """Give the slot's partitions the PARTUUIDs that the layout asks for, one GPT copy after the other."""
 
+    def gpt_problem(self) -> str:
+        """Return one sentence on what is wrong with the GPT's two copies, empty when they agree."""
+
     def mend_gpt(self) -> bool:
-        """Complete a GPT write that a power cut left half done; tell whether there was one."""
+        """Write both copies of the GPT as the one in use has it; tell whether there was anything to do.
+
+        Callers know that a write of ours was cut, or were told to by an operator.
+        """
 
     def boot_id(self) -> str:
         """Return the kernel's id of this boot; empty for a disk image."""
@@ -88,6 +97,10 @@ class Node(Protocol):
 
     def bootstrap_roots(self) -> Sequence[Path]:
         """Return the trusted roots that came with the running image, oldest first."""
+
+    @property
+    def partial(self) -> Path | None:
+        """Return the folder for what was fetched and must outlive a kill, None where there is no disk for it."""
 
     def scratch_folder(self) -> AbstractContextManager[Path]:
         """Lend an empty folder for one download."""

@@ -16,6 +16,7 @@ from updater.errors import ExitCode, InvalidDocument
 from updater.release.build import BuildInputs, BuiltRelease, build_release
 from updater.release.root_tree import RootTree, open_root_tree
 from updater.release.uki import SecureBoot
+from updater.release.usr_tree import ETC_DEFAULTS
 from updater.schema import encode_json
 
 _KERNELS = (r"usr/lib/modules/([^/]+)/vmlinuz", r"boot/vmlinuz-([^/]+)")
@@ -27,7 +28,9 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("version", help="the release's version, such as 202606.29.0; IMAGE_VERSION must equal it")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--root", type=Path, metavar="TREE", help="root tree: a folder or a tar")
-    source.add_argument("--root-image", type=Path, metavar="FILE", help="ready root image (erofs), taken as it is")
+    source.add_argument(
+        "--root-image", type=Path, metavar="FILE", help="ready image (erofs, btrfs, ext4), taken as it is"
+    )
     parser.add_argument("--image-id", required=True, metavar="NAME", help="the image's name, as in IMAGE_ID=")
     parser.add_argument("--kernel", type=Path, metavar="FILE", help="kernel (default: the tree's only one)")
     parser.add_argument("--kernel-version", default="", metavar="TEXT", help="what `uname -r` says")
@@ -47,10 +50,22 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--append", action="append", default=[], metavar="WORD", help="add to the command line")
     parser.add_argument("--panic-seconds", type=int, default=10, metavar="N", help="panic= (default: %(default)s)")
     parser.add_argument("--layout", action="append", default=[], metavar="NAME", help="layout (default: dps-root)")
+    parser.add_argument(
+        "--slot-addons",
+        action="store_true",
+        help="carry the verity parameters in an addon per slot, not in the UKI (layouts with fixed PARTUUIDs)",
+    )
+    parser.add_argument(
+        "--etc-defaults",
+        default=ETC_DEFAULTS,
+        metavar="PATH",
+        help="where only /usr swaps: folder in it that is the lower layer of /etc (default: %(default)s)",
+    )
     parser.add_argument("--security-epoch", type=int, default=0, metavar="N", help="default: %(default)s")
     parser.add_argument("--built", metavar="TIME", help="time of the build (default: SOURCE_DATE_EPOCH, else now)")
     parser.add_argument("--secure-boot-key", type=Path, metavar="PEM", help="sign the UKI with this key")
     parser.add_argument("--secure-boot-certificate", type=Path, metavar="PEM", help="the key's certificate")
+    parser.add_argument("--addon-stub", type=Path, metavar="FILE", help="stub for addons (default: the system's)")
     parser.add_argument("--stub", type=Path, metavar="FILE", help="systemd-stub (default: the system's)")
     parser.add_argument("--tools", type=Path, metavar="DIR", help="look for mkfs.erofs, veritysetup, ukify here first")
     parser.add_argument("--unchecked", action="store_true", help="build even what would strand a node (for tests)")
@@ -82,10 +97,13 @@ def run_build(args: argparse.Namespace) -> int:
                 panic_s=args.panic_seconds,
                 command_line=args.append,
                 stub=args.stub,
+                addon_stub=args.addon_stub,
                 signing=SecureBoot(args.secure_boot_key, args.secure_boot_certificate)
                 if args.secure_boot_key
                 else None,
                 plain_initrd=args.plain_initrd,
+                slot_addons=args.slot_addons,
+                etc_defaults=args.etc_defaults.strip("/"),
                 checked=not args.unchecked,
             )
         )

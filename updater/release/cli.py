@@ -29,6 +29,7 @@ examples, in the order in which a new publisher needs them:
   acl-release repo init                           make a signed, empty repository in ./repo
   acl-release build --help                        make a release from a root tree or a root image
   acl-release publish out/1.0.0                   publish what build made; nodes do not take it yet
+  acl-release delta add --from 0.7.0 --to 1.0.0   a delta that publish did not make
   acl-release promote 1.0.0 --channel stable      let the channel offer it
   acl-release serve                               try it over HTTP on this machine
   acl-release refresh                             renew what expires soon: run it daily
@@ -47,7 +48,16 @@ becomes visible with one last flushed write. Publishing the same again changes n
 with other bytes is refused.
 
 First what nodes fetch is made (docs/release-format.md): compressed frames, a pack of the blocks that are new, and
-deltas from the releases before. This takes some minutes of all processors.
+deltas from the releases before. This takes some minutes of all processors; `--level` trades them for what nodes fetch.
+"""
+
+_DELTA_ADD = """\
+example:
+  acl-release delta add --from 1.0.0 --to 4.0.0
+
+For nodes that run a release for which publishing made no delta, or that shall go back. The manifest of the newer one
+stays as it is: the deltas are named in a signed document beside it, and nodes take them like the others from their next
+check on. Needs the keys that publish needs; takes some minutes of all processors.
 """
 
 _WITHDRAW = """\
@@ -119,9 +129,22 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="make deltas from the N releases before it (default: %(default)s)",
     )
+    publish.add_argument(
+        "--level",
+        type=_level,
+        default=19,
+        metavar="N",
+        help="zstd level of frames and packs, 1 to 22: 3 takes seconds, and nodes fetch a quarter more (default: "
+        "%(default)s)",
+    )
     publish.add_argument("--no-frames", action="store_true", help="let whole images travel uncompressed")
     publish.add_argument("--no-packs", action="store_true", help="make no packs: nodes without a delta fetch it whole")
     publish.add_argument("--plain", action="store_true", help="make nothing of this: image and UKI travel as they are")
+    deltas = add("delta", "add deltas to published releases")
+    verbs = deltas.add_subparsers(dest="verb", metavar="VERB", required=True)
+    delta = add("add", "make the delta from one published release to another", _DELTA_ADD, under=verbs)
+    delta.add_argument("--from", required=True, dest="source", metavar="VERSION", help="what nodes run")
+    delta.add_argument("--to", required=True, dest="target", metavar="VERSION", help="what they shall run")
     promote = add("promote", "let a channel offer a release")
     promote.add_argument("release", metavar="VERSION")
     promote.add_argument("--channel", required=True, metavar="NAME")
@@ -177,6 +200,12 @@ def _fill(target: argparse.ArgumentParser, *, suppress: bool) -> None:
     target.add_argument(
         "-v", "--verbose", action="store_true", default=argparse.SUPPRESS if suppress else False, help="say more"
     )
+
+
+def _level(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 22:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a level from 1 to 22")
+    return int(text)
 
 
 def _count(text: str) -> int:

@@ -9,12 +9,14 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from updater.errors import ExitCode, InvalidDocument, Refused, UpdaterError
 from updater.release import channels, create, publish, renew, rotate, settings
+from updater.release.frames import IMAGE
 from updater.release.keys import PASSPHRASE_VARIABLE, KeyRing, new_names, passphrase_from_environment
 from updater.release.progress import Bars
 from updater.release.repository import Repository, opened, utc_now
@@ -71,7 +73,9 @@ def _repo_init(args: argparse.Namespace) -> int:
 
 
 def _publish(args: argparse.Namespace) -> int:
-    ways = None if args.plain else Ways(frames=not args.no_frames, reuse=not args.no_packs, deltas=args.deltas)
+    framing = replace(IMAGE, level=args.level)
+    made = Ways(frames=not args.no_frames, reuse=not args.no_packs, deltas=args.deltas, framing=framing)
+    ways = None if args.plain else made
     with _opened(args) as repository, Bars() as bars:
         done = publish.publish(repository, args.folders, ways, bars)
     lines = [
@@ -85,6 +89,18 @@ def _publish(args: argparse.Namespace) -> int:
     )
     payload = [{"version": d.version, "new": d.new, "bytes_written": d.bytes_written} for d in done]
     return _report(args, {"published": payload}, lines)
+
+
+def _delta_add(args: argparse.Namespace) -> int:
+    from updater.release.later import add_deltas
+
+    with _opened(args) as repository, Bars() as bars:
+        done = add_deltas(repository, args.source, args.target, progress=bars)
+    named = f"deltas from {done.source_version} to {done.version}"
+    state = "published" if done.new else "published before"
+    line = f"{named}: {state}; a node fetches {_megabytes(done.fetch_bytes)} of image and UKI"
+    payload = {"from": done.source_version, "to": done.version, "new": done.new, "fetch_bytes": done.fetch_bytes}
+    return _report(args, payload, [line])
 
 
 def _promote(args: argparse.Namespace) -> int:
@@ -209,6 +225,7 @@ _VERBS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "keys init": _keys_init,
     "repo init": _repo_init,
     "publish": _publish,
+    "delta add": _delta_add,
     "promote": _promote,
     "withdraw": _withdraw,
     "refresh": _refresh,

@@ -6,11 +6,12 @@ A root tree without these masks and deadlines is refused before it becomes a rel
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from updater.config import parse_config
 from updater.errors import Refused
+from updater.release.cpio import TreeFile
 from updater.release.root_tree import RootTree, read_text, resolve
 from updater.release.unit_files import Units, parse_settings, time_span_s
 
@@ -41,10 +42,18 @@ class Finding:
         return f"{self.path}: {self.why}; {self.mend}"
 
 
-def check_root_tree(tree: RootTree, version: str) -> list[Finding]:
-    """Return what the tree lacks; empty when it may become release `version`."""
+def check_root_tree(tree: RootTree, version: str, needed: Mapping[str, TreeFile] | None = None) -> list[Finding]:
+    """Return what the tree lacks; empty when it may become release `version`.
+
+    `needed` are files that this kind of release needs besides: see `unit_layer.slot_seeker`.
+    """
     units = Units(tree)
-    return [finding for check in _CHECKS for finding in check(tree, units)] + list(_identity(tree, version))
+    findings = [finding for check in _CHECKS for finding in check(tree, units)] + list(_identity(tree, version))
+    for name, file in (needed or {}).items():
+        if tree.content(name) != file.content:
+            why = "without it systemd would take the verity device away from under /usr"
+            findings.append(Finding(f"/{name}", why, "install the updater's units for this layout, or --slot-addons"))
+    return findings
 
 
 def require_sound(findings: list[Finding], what: str) -> None:

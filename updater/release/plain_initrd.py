@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import lzma
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from updater.format.compression import zstd
 
 _HEADER_BYTES = 110
 _PLAIN = (b"070701", b"070702")
+_ZSTD = b"\x28\xb5\x2f\xfd"
 _TRAILER = b"TRAILER!!!\0"
 # The kernel takes the next archive at multiples of four bytes only; cpio itself pads to 512.
 _ALIGNMENT = 512
@@ -43,6 +45,20 @@ def plain_initrd(raw: bytes, source: str) -> bytes:
         if len(found) > MOST_PLAIN_BYTES:
             raise _malformed(source, f"it unpacks to more than {MOST_PLAIN_BYTES} bytes")
     return bytes(found)
+
+
+def zstd_frames(raw: bytes, source: str) -> Iterator[int]:
+    """Yield where an initrd's zstd archives begin; raise InvalidDocument naming `source`."""
+    at = 0
+    while at < len(raw):
+        if raw[at] == 0:
+            at += 1
+        elif raw.startswith(_PLAIN, at):
+            at = _archive_end(raw, at, source)
+        else:
+            if raw.startswith(_ZSTD, at):
+                yield at
+            _, at = _unpacked(raw, at, source)
 
 
 def write_plain_initrd(initrd: Path, target: Path) -> None:
@@ -79,7 +95,7 @@ def _unpacked(raw: bytes, at: int, source: str) -> tuple[bytes, int]:
 
 
 def _unpacker(magic: bytes, source: str, at: int) -> Any:
-    if magic.startswith(b"\x28\xb5\x2f\xfd"):
+    if magic.startswith(_ZSTD):
         return zstd().ZstdDecompressor()
     if magic.startswith(b"\x1f\x8b"):
         return zlib.decompressobj(wbits=31)

@@ -13,8 +13,9 @@ from msgspec.structs import replace
 
 from updater.errors import EnvironmentFailure, InvalidDocument, Refused
 from updater.files import CHUNK_BYTES, Directory, MountedDirectory, explained
+from updater.format.later import LaterDeltas, with_later
 from updater.format.pins import pins
-from updater.format.transport import Index
+from updater.format.transport import Index, Transport
 from updater.manifest import BLOCK_BYTES, Artifact, Manifest, Root, parse_manifest
 from updater.release.frames import Progress
 from updater.release.repository import Repository
@@ -75,7 +76,7 @@ class Build:
         if self.manifest.transport is None:
             return []
         return [
-            _pinned(self.folder / TRANSPORT / digest, length, digest)
+            pinned_file(self.folder / TRANSPORT / digest, length, digest)
             for digest, length in pins(self.manifest.transport).items()
         ]
 
@@ -137,7 +138,7 @@ def publish(
         if first.manifest.release == second.manifest.release and first.raw != second.raw:
             raise _version_exists(second.manifest.version, str(first.folder))
     _refuse_no_space(repository.folder, builds)
-    written = [sum(_place(repository.folder, file) for file in build.files()) for build in builds]
+    written = [sum(place(repository.folder, file) for file in build.files()) for build in builds]
     # In the order of versions: a release is made from those before it.
     for number in sorted(range(len(builds)), key=lambda number: builds[number].manifest.release):
         raw = published[number]
@@ -146,7 +147,7 @@ def publish(
         elif ways is not None:
             builds[number] = _travelling(repository, builds[number], builds, ways, progress)
         if builds[number].raw != read[number].raw:
-            written[number] += sum(_place(repository.folder, file) for file in builds[number].transport_files())
+            written[number] += sum(place(repository.folder, file) for file in builds[number].transport_files())
     new = [repository.put_target(f"manifests/{build.manifest.version}.json", build.raw) for build in builds]
     repository.publish()
     return [
@@ -174,21 +175,12 @@ def _travelling(repository: Repository, build: Build, builds: Sequence[Build], w
         and manifests[version].image_id == build.manifest.image_id
     ]
 
-    def stored(manifest: Manifest) -> Stored:
-        digest = manifest.uki.sha256
-        return Stored(
-            manifest,
-            folder.base / f"images/{manifest.root.root_hash}/data",
-            folder.base / f"blobs/{digest[:2]}/{digest}",
-        )
-
     def read_index(index: Index) -> bytes:
         return folder.read(index.path, limit_bytes=index.length_bytes) or b""
 
     log.info("publish: how %s travels", build.manifest.version)
-    transport = make_transport(
-        stored(build.manifest), [stored(old) for old in earlier], read_index, build.folder / TRANSPORT, ways, progress
-    )
+    stored = [Stored.below(folder.base, manifest) for manifest in (build.manifest, *earlier)]
+    transport = make_transport(stored[0], stored[1:], read_index, build.folder / TRANSPORT, ways, progress)
     raw = encode_json(replace(build.manifest, transport=transport))
     # The constructor checks no limits: read it as a node will.
     return Build(build.folder, parse_manifest(raw, "manifest.json"), raw)
@@ -228,7 +220,7 @@ def _refuse_no_space(folder: Directory, builds: Sequence[Build]) -> None:
         )
 
 
-def _place(folder: Directory, file: File) -> int:
+def place(folder: Directory, file: File) -> int:
     """Bring one file into the repository and prove it there; return the bytes written."""
     if folder.size(file.path) == file.length_bytes and not file.proof(folder.chunks(file.path)):
         return 0
@@ -250,10 +242,18 @@ def _chunks(source: Path) -> Iterator[bytes]:
 
 
 def _blob(source: Path, artifact: Artifact) -> File:
-    return _pinned(source, artifact.length_bytes, artifact.sha256)
+    return pinned_file(source, artifact.length_bytes, artifact.sha256)
 
 
-def _pinned(source: Path, length_bytes: int, digest: str) -> File:
+def later_files(later: LaterDeltas) -> list[File]:
+    """Return the files that a release's later deltas refer to."""
+    transport = with_later(Transport(), later)
+    return [pinned_file(Path(digest), length, digest) for digest, length in pins(transport).items()]
+
+
+def pinned_file(source: Path, length_bytes: int, digest: str) -> File:
+    """Return a file that is named by its SHA-256 in the repository."""
+
     def proof(chunks: Iterator[bytes]) -> str:
         found = _sha256(chunks)
         return "" if found == digest else f"has SHA-256 {found}, and the manifest says {digest}"

@@ -5,22 +5,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import mmap
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
 
-from updater.files import explained
 from updater.format.blockmap import parse_map
 from updater.format.pins import pins
 from updater.format.transport import Delta, FileTransport, ImageTransport, Index, Transport
 from updater.manifest import BLOCK_BYTES, Manifest
 from updater.release.blobs import BlobFolder
 from updater.release.delta import Content, OperationSizes, make_delta
-from updater.release.frames import IMAGE, Framing, Progress, cut, make_framed
+from updater.release.files import mapped
+from updater.release.frames import IMAGE, PACK, Framing, Progress, cut, make_framed
 from updater.release.packs import EarlierPacks, make_reuse
+from updater.release.uki_deltas import Ukis
 from updater.schema import encode_json
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,10 @@ _EARLIER_RELEASES = 3
 
 @dataclass(frozen=True, slots=True)
 class Ways:
-    """What is made for a release; `deltas` counts the releases before it that get one."""
+    """What is made for a release; `deltas` counts the releases before it that get one.
+
+    `framing` is that of image and UKI; packs are compressed at its level.
+    """
 
     frames: bool = True
     reuse: bool = True
@@ -47,6 +50,12 @@ class Stored:
     manifest: Manifest
     image: Path
     uki: Path
+
+    @classmethod
+    def below(cls, folder: Path, manifest: Manifest) -> Stored:
+        """Return a release as it lies in a repository's folder."""
+        uki = manifest.uki.sha256
+        return cls(manifest, folder / f"images/{manifest.root.root_hash}/data", folder / f"blobs/{uki[:2]}/{uki}")
 
 
 def quiet(what: str, done_bytes: int, total_bytes: int) -> None:
@@ -86,7 +95,9 @@ def make_transport(
                 for old, old_image in list(zip(earlier, olds, strict=True))[:_EARLIER_RELEASES]
                 if old.manifest.transport is not None and old.manifest.transport.root.reuse is not None
             ]
-            reuse = make_reuse(image.raw, image.digests, packed, blobs, progress)
+            framing = replace(PACK, level=ways.framing.level)
+            reuse = make_reuse(image.raw, image.digests, packed, blobs, progress, framing=framing)
+        ukis = Ukis(release.uki, blobs, ways.sizes, progress)
         image_deltas: list[Delta] = []
         uki_deltas: list[Delta] = []
         for old, old_image in list(zip(earlier, olds, strict=True))[: ways.deltas]:
@@ -96,8 +107,7 @@ def make_transport(
                 image_deltas.append(make_delta(old_image, image, source, version, blobs, progress, sizes=ways.sizes))
             source = old.manifest.uki.sha256
             if source != release.manifest.uki.sha256 and source not in [delta.source for delta in uki_deltas]:
-                delta = make_delta(content(old.uki), uki, source, version, blobs, progress, sizes=ways.sizes)
-                uki_deltas.append(delta)
+                uki_deltas += ukis.deltas(old.uki, source, version)
         image_frames = uki_frames = None
         if ways.frames:
             framing = ways.framing
@@ -110,21 +120,6 @@ def make_transport(
         transport = Transport(ImageTransport(image_frames, reuse, image_deltas), FileTransport(uki_frames, uki_deltas))
     memo.write_bytes(encode_json(transport))
     return transport
-
-
-@contextlib.contextmanager
-def mapped(path: Path) -> Iterator[memoryview]:
-    """Map a file that is not empty, to read from it as from memory."""
-    with explained(f"cannot read {path}", "see its owner and its medium"), path.open("rb") as file:
-        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    view = memoryview(mapping)
-    try:
-        yield view
-    finally:
-        view.release()
-        # After a failure its traceback still holds slices; the mapping then ends with them.
-        with contextlib.suppress(BufferError):
-            mapping.close()
 
 
 def _earlier_packs(manifest: Manifest, image: Content, read_index: Callable[[Index], bytes]) -> EarlierPacks:

@@ -9,9 +9,8 @@ from pathlib import Path
 from updater.errors import EnvironmentFailure
 from updater.run import find_tool, run
 
-# The command line that DESIGN relies on, besides roothash=: each is checked by `image_checks`.
+# The command line that DESIGN relies on, besides the verity parameters: each is checked by `uki_checks`.
 DEADLINES = (
-    "systemd.verity_root_options=panic-on-corruption",
     "systemd.default_device_timeout_sec=40",
     "systemd.crash_action=reboot",
 )
@@ -51,11 +50,22 @@ def make_uki(parts: UkiParts, uki: Path, *, mtime_s: int, signing: SecureBoot | 
     ]
     if parts.kernel_version:
         argv.append(f"--uname={parts.kernel_version}")
-    if signing is not None:
-        argv += [
-            f"--secureboot-private-key={signing.key}",
-            f"--secureboot-certificate={signing.certificate}",
-        ]
+    argv += _signed_by(signing)
+    run(argv, env={"SOURCE_DATE_EPOCH": str(mtime_s)}, timeout_s=300)
+
+
+def make_addon(
+    words: Sequence[str], addon: Path, *, stub: Path | None, mtime_s: int, signing: SecureBoot | None
+) -> None:
+    """Write an addon that adds words to a UKI's command line, signed where a key is given."""
+    argv: list[str | Path] = [
+        find_tool("ukify", package="systemd-ukify"),
+        "build",
+        f"--cmdline={' '.join(words)}",
+        f"--stub={stub or find_stub('addonx64.efi.stub')}",
+        f"--output={addon}",
+        *_signed_by(signing),
+    ]
     run(argv, env={"SOURCE_DATE_EPOCH": str(mtime_s)}, timeout_s=300)
 
 
@@ -68,3 +78,9 @@ def find_stub(name: str = "linuxx64.efi.stub") -> Path:
     raise EnvironmentFailure(
         f"there is no {name} to make a UKI with", mend="install the package systemd-boot-efi", reason="tool-missing"
     )
+
+
+def _signed_by(signing: SecureBoot | None) -> list[str]:
+    if signing is None:
+        return []
+    return [f"--secureboot-private-key={signing.key}", f"--secureboot-certificate={signing.certificate}"]

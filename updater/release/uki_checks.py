@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from updater.release.image_checks import Finding
 
 _LONGEST_PANIC_S = 60
 
 
-def check_command_line(command_line: str, root_hash: str) -> list[Finding]:
-    """Return what a release's kernel command line lacks."""
+def check_command_line(command_line: str, root_hash: str, *, swaps: str = "root") -> list[Finding]:
+    """Return what a release's kernel command line lacks; that of a UKI together with its addons."""
     words = command_line.split()
     values = dict(word.split("=", 1) for word in words if "=" in word)
     where = "kernel command line"
     findings = []
-    if [word for word in words if word.startswith("roothash=")] != [f"roothash={root_hash}"]:
-        findings.append(
-            Finding(where, "roothash= does not name this image, and only this one", f"write roothash={root_hash}")
-        )
-    options = values.get("systemd.verity_root_options", "").split(",")
+    key = f"{swaps}hash="
+    if [word for word in words if word.startswith(key)] != [f"{key}{root_hash}"]:
+        findings.append(Finding(where, f"{key} does not name this image, and only this one", f"write {key}{root_hash}"))
+    options = values.get(f"systemd.verity_{swaps}_options", "").split(",")
     if not {"panic-on-corruption", "restart-on-corruption"} & set(options):
         findings.append(
             Finding(
                 where,
                 "a corrupt block would be an I/O error that the node lives on with",
-                "add systemd.verity_root_options=panic-on-corruption",
+                f"add systemd.verity_{swaps}_options=panic-on-corruption",
             )
         )
     panic = values.get("panic", "0")
@@ -36,24 +37,48 @@ def check_command_line(command_line: str, root_hash: str) -> list[Finding]:
     return findings
 
 
-def check_uki(uki: Path, root_hash: str, initrd_overlay: bytes) -> list[Finding]:
-    """Return what a UKI lacks: its sections, its command line, the initrd's deadlines."""
-    import pefile
+def check_uki(
+    uki: Path, root_hash: str, initrd_overlay: bytes, *, addons: Iterable[Path] = (), swaps: str = "root"
+) -> list[Finding]:
+    """Return what a UKI lacks: its sections, its command line, the initrd's deadlines.
 
-    try:
-        with pefile.PE(str(uki), fast_load=True) as pe:
-            sections = {
-                section.Name.rstrip(b"\0").decode("ascii", "replace"): section.get_data()[: section.Misc_VirtualSize]
-                for section in pe.sections
-            }
-    except pefile.PEFormatError as error:
-        return [Finding(uki.name, f"it is no PE file: {error}", "build it with ukify")]
+    `addons` are those of one slot each: the UKI is judged together with every one of them, and never without.
+    """
+    sections = _sections(uki)
+    if isinstance(sections, Finding):
+        return [sections]
     missing = [name for name in (".linux", ".initrd", ".cmdline", ".osrel") if name not in sections]
     if missing:
         return [Finding(uki.name, f"it has no section {', '.join(missing)}", "build it with ukify")]
-    findings = check_command_line(sections[".cmdline"].rstrip(b"\0").decode("utf-8", "replace").strip(), root_hash)
+    lines, findings = [_text(sections)], []
+    for addon in addons:
+        added = _sections(addon)
+        if isinstance(added, Finding):
+            findings.append(added)
+        else:
+            lines.append(f"{lines[0]} {_text(added)}")
+    for line in lines[1:] or lines:
+        findings += check_command_line(line, root_hash, swaps=swaps)
     if initrd_overlay.rstrip(b"\0") not in sections[".initrd"]:
         findings.append(
             Finding(uki.name, "its initrd lacks the updater's deadlines", "let `acl-release build` append them")
         )
     return findings
+
+
+def _sections(path: Path) -> dict[str, bytes] | Finding:
+    import pefile
+
+    try:
+        with pefile.PE(str(path), fast_load=True) as pe:
+            return {_name(section): section.get_data()[: section.Misc_VirtualSize] for section in pe.sections}
+    except pefile.PEFormatError as error:
+        return Finding(path.name, f"it is no PE file: {error}", "build it with ukify")
+
+
+def _name(section: Any) -> str:
+    return bytes(section.Name).rstrip(b"\0").decode("ascii", "replace")
+
+
+def _text(sections: dict[str, bytes]) -> str:
+    return sections.get(".cmdline", b"").rstrip(b"\0").decode("utf-8", "replace").strip()

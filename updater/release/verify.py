@@ -10,7 +10,7 @@ from pathlib import Path
 
 from updater.errors import UpdaterError
 from updater.fetch import Fetcher
-from updater.release.publish import Build
+from updater.release.publish import Build, later_files
 from updater.trust import Accepted, Trust
 from updater.versions import Version
 
@@ -84,7 +84,13 @@ def verify(
             except UpdaterError as error:
                 findings.append(Finding(f"release {version}", str(error), error.reason))
                 continue
-            for file in Build(Path(), manifest, raw).files():
+            published = Build(Path(), manifest, raw).files()
+            try:
+                later = trust.later_deltas(manifest)
+                published += later_files(later) if later else []
+            except UpdaterError as error:
+                findings.append(Finding(f"release {version}", str(error), error.reason))
+            for file in published:
                 try:
                     wrong = file.proof(fetcher.stream(file.path, 0, file.length_bytes))
                 except UpdaterError as error:

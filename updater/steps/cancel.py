@@ -8,6 +8,7 @@ from updater.errors import NothingToDo, Refused
 from updater.records import Journal
 from updater.situation import Situation, decide
 from updater.steps.session import Session
+from updater.steps.stage import forget_partial
 
 
 def cancel(session: Session, *, why: str = "an operator asked for it") -> str:
@@ -33,6 +34,7 @@ def cancel(session: Session, *, why: str = "an operator asked for it") -> str:
         ledger = facts.ledger.without_proven(slot)
     session.store.write_ledger(msgspec.structs.replace(ledger, armed=None))
     session.store.write_journal(Journal(healthy_boot_id=facts.journal.healthy_boot_id))
+    forget_partial(session.node)
     sentence = f"the update to release {version} was cancelled: {why}"
     session.record("cancelled", sentence, release=update.release, slot=slot)
     return sentence

@@ -8,8 +8,10 @@ from updater.errors import Refused
 from updater.facts import Facts
 from updater.policy import floor_after_commit
 from updater.records import Armed, Journal, Proven, Update, VerdictRecord
-from updater.situation import Situation, decide, running_is_proven
+from updater.situation import Situation, decide, is_blessed, running_is_proven
 from updater.steps.session import Session
+
+BLESSED = "systemd-bless-boot, or somebody by hand, called this boot good before the health checks did"
 
 
 def trial_update(facts: Facts) -> Update | None:
@@ -47,7 +49,12 @@ def commit(session: Session, *, reason: str, sentence: str) -> None:
 
 
 def finish_commit(session: Session, facts: Facts, update: Update) -> None:
-    """Carry out a commit whose verdict is on record; every part may run twice."""
+    """Carry out a commit whose verdict is on record, or that somebody else made; every part may run twice."""
+    if update.verdict is None and is_blessed(facts, update):
+        # Its bless is the commit: the loader would not fall back any more, and the records follow.
+        verdict = VerdictRecord("commit", "blessed", BLESSED, session.stamp(), facts.boot_id)
+        update = msgspec.structs.replace(update, verdict=verdict)
+        session.store.write_journal(Journal(phase="committing", update=update))
     release, slot = update.release, update.slot
     ledger = session.store.ledger() or facts.ledger
     # Two proven releases exist from here on, so the running one's entry may be counted again: a release that rots

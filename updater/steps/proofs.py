@@ -28,7 +28,7 @@ def prove_image(session: Session, slot: Slot, release: ReleaseRecord) -> None:
 
 def prove_boot_files(session: Session, slot: Slot, release: ReleaseRecord) -> None:
     """Read a slot's boot files from the ESP against the release's digests; raise SlotDamaged."""
-    differences = session.node.boot.verify(slot, boot_files(release))
+    differences = session.node.boot.verify(slot, boot_files(release, slot))
     if differences:
         raise SlotDamaged(
             f"slot {slot}'s boot files are not those of release {release.version}: {'; '.join(differences)}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from datetime import timedelta
 
 import msgspec
@@ -28,6 +29,7 @@ def recover(session: Session, health: HealthPlugin | None) -> Situation:
     facts = session.facts()
     if facts.ledger_lost and not session.store.set_aside:
         log.warning("no ledger was found, neither on the state partition nor on the ESP")
+    _complete_table(session, facts)
     for _ in range(len(Situation)):
         situation = decide(facts)
         if not _act(session, facts, situation, health):
@@ -36,13 +38,16 @@ def recover(session: Session, health: HealthPlugin | None) -> Situation:
     return decide(facts)
 
 
+def _complete_table(session: Session, facts: Facts) -> None:
+    """Complete a write of the partition table that the journal says was ours; any other is left to an operator."""
+    writes = session.node.layout.boot.backend == "gpt-priority" or facts.journal.phase == "staging"
+    if facts.gpt_problem and writes and facts.journal.phase != "idle" and session.node.mend_gpt():
+        log.warning("a half-written partition table was completed")
+
+
 def _act(session: Session, facts: Facts, situation: Situation, health: HealthPlugin | None) -> bool:
     """Do what the situation asks for; tell whether it may have changed."""
     update = trial_update(facts)
-    if situation is Situation.STAGING:
-        if session.node.mend_gpt():
-            log.warning("a half-written partition table was completed")
-        return False
     if situation is Situation.STAGED and facts.journal.phase == "armed" and facts.journal.update is not None:
         # The cut came between the intent to arm and the boot entry: the release is staged, no more.
         session.store.write_ledger(msgspec.structs.replace(facts.ledger, armed=None))
@@ -126,7 +131,8 @@ def _judge(session: Session, facts: Facts, update: Update, health: HealthPlugin 
     # A verdict says why already. Without one the slot is read whole: a disk that lost bytes is not the image's fault.
     damaged_uki, damaged_slot = _damage(session, update.slot, update.release) if verdict is None else ("", "")
     if health is None:
-        return verdict or Evidence(Stage.UNKNOWN, Cause.NONE, "the trial ended without a verdict; nothing says why")
+        nothing = Evidence(Stage.UNKNOWN, Cause.NONE, "the trial ended without a verdict; nothing says why")
+        return verdict or _with_doubt(nothing, facts, update)
     entry = next(iter(facts.boot.entries_of(update.slot)), None)
     failed = FailedTrial(
         release=update.release.version,
@@ -140,7 +146,15 @@ def _judge(session: Session, facts: Facts, update: Update, health: HealthPlugin 
         damaged_uki=damaged_uki,
         damaged_slot=damaged_slot,
     )
-    return health.collect_evidence(failed, session.node.state, limit_bytes=session.node.config.evidence_bytes)
+    found = health.collect_evidence(failed, session.node.state, limit_bytes=session.node.config.evidence_bytes)
+    return _with_doubt(found, facts, update)
+
+
+def _with_doubt(evidence: Evidence, facts: Facts, update: Update) -> Evidence:
+    """Add what the loader's back end says of a try that left no trace: it may never have begun."""
+    if evidence.cause is not Cause.NONE or update.trial_boots or not facts.boot.doubt:
+        return evidence
+    return replace(evidence, sentence=f"{evidence.sentence}; {facts.boot.doubt}")
 
 
 def condemned(update: Update) -> VerdictRecord | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -11,16 +14,21 @@ import msgspec
 from updater.boot.protocol import BootFile
 from updater.errors import InvalidDocument, NothingToDo, Refused
 from updater.facts import Facts
+from updater.fill.filler import Filled
+from updater.kept import Kept
 from updater.manifest import Manifest
+from updater.node.protocol import Node
 from updater.plan import Plan, boot_files, make_plan
 from updater.policy import Target, choose, refuse_unfit
 from updater.progress import step
-from updater.records import UKI_NAME, FileRecord, Journal, ReleaseRecord, Update
+from updater.records import UKI_NAME, Brought, FileRecord, Journal, ReleaseRecord, Update
 from updater.repository import Repository
 from updater.situation import Situation, decide
 from updater.steps.proofs import prove_boot_files, prove_fallback
 from updater.steps.session import Session
 from updater.steps.ways import WorkedOut, worked_out
+from updater.verity_words import check_verity_words
+from updater.ways import Way
 
 CHUNK_BYTES = 1 << 20
 
@@ -84,6 +92,16 @@ def refuse_in_situation(facts: Facts) -> None:
         )
 
 
+def refuse_damaged_table(session: Session, facts: Facts) -> None:
+    """Raise Refused when the table's copies differ by no write of ours, and staging would write it."""
+    if facts.gpt_problem and facts.journal.phase == "idle" and session.node.layout.writes_table:
+        raise Refused(
+            f"{facts.gpt_problem}, and no update of ours was at work there",
+            mend="find out who changed it; `acl-updater layout check --repair` writes both copies anew",
+            reason="gpt-stale",
+        )
+
+
 def stage(session: Session, repository: Repository, *, to: str | None) -> Plan:
     """Stage the release that policy (or `to`) names; return the executed plan.
 
@@ -92,6 +110,7 @@ def stage(session: Session, repository: Repository, *, to: str | None) -> Plan:
     """
     facts = session.facts()
     refuse_in_situation(facts)
+    refuse_damaged_table(session, facts)
     plan, manifest = plan_stage(session, repository, facts, to=to)
     update = facts.journal.update
     if decide(facts) is Situation.STAGED and update is not None and update.release == plan.release:
@@ -101,13 +120,43 @@ def stage(session: Session, repository: Repository, *, to: str | None) -> Plan:
             reason="already-staged",
         )
     plan.refuse_unless_possible()
-    with worked_out(session, repository, facts, manifest, plan.release, thorough=False) as ways:
+    with (
+        _keeping(session, repository, plan.release),
+        worked_out(session, repository, facts, manifest, plan.release, thorough=False) as ways,
+    ):
         plan = ways.planned(plan)
-        _execute(session, facts, plan, ways)
-    return plan
+        brought = _execute(session, facts, plan, ways)
+    return replace(plan, brought=brought)
 
 
-def _execute(session: Session, facts: Facts, plan: Plan, ways: WorkedOut) -> None:
+@contextmanager
+def _keeping(session: Session, repository: Repository, release: ReleaseRecord) -> Iterator[None]:
+    """Keep what arrives until the release is staged, and nothing that came for another release."""
+    folder = session.node.partial
+    if folder is None:
+        yield
+        return
+    mine = folder / release.root.root_hash
+    for other in folder.iterdir() if folder.is_dir() else ():
+        if other != mine:
+            shutil.rmtree(other, ignore_errors=True)
+    # A boot file and the copy of the running one that it is made from need their room.
+    kept = Kept(mine, spare_bytes=2 * max(file.length_bytes for file in release.files))
+    repository.fetcher.kept = kept
+    try:
+        yield
+        forget_partial(session.node)
+    finally:
+        repository.fetcher.kept = None
+
+
+def forget_partial(node: Node) -> None:
+    """Remove what was fetched and is not needed any more."""
+    if node.partial is not None:
+        shutil.rmtree(node.partial, ignore_errors=True)
+
+
+def _execute(session: Session, facts: Facts, plan: Plan, ways: WorkedOut) -> Brought:
     node, reporter, release, slot = session.node, session.reporter, plan.release, plan.slot
     sentences = dict(plan.steps)
 
@@ -149,35 +198,44 @@ def _execute(session: Session, facts: Facts, plan: Plan, ways: WorkedOut) -> Non
         node.boot.withdraw(slot)
 
     with step(reporter, "fill-slot", sentences["fill-slot"]) as said:
-        said.append(_fill(session, release, plan, ways))
+        filled, read_back = _fill(session, plan, ways)
+        said.append(_told(filled, read_back, release))
 
     with step(reporter, "label-slot", sentences["label-slot"]):
         node.label_slot(slot, release.root.root_hash)
 
+    files: dict[str, str] = {}
     with step(reporter, "place-boot-files", sentences["place-boot-files"]) as said:
-        for file, shape in zip(release.files, boot_files(release), strict=True):
-            said.append(_place(session, plan, ways, file, shape))
+        given: list[str] = []
+        for file, shape in zip(release.files_of(slot), boot_files(release, slot), strict=True):
+            files[file.name] = _place(session, plan, ways, file, shape, given).value
+        said += [f"{name}: {way}" for name, way in files.items()]
         prove_boot_files(session, slot, release)
 
     with step(reporter, "record-staged", sentences["record-staged"]):
         # Ways that were barred meanwhile stand in the journal on the disk.
         update = session.store.journal().update or update
-        staged = msgspec.structs.replace(update, staged=session.stamp())
+        brought = _brought(ways, filled, files, read_back)
+        staged = msgspec.structs.replace(update, staged=session.stamp(), brought=brought)
         session.store.write_journal(msgspec.structs.replace(journal, phase="staged", update=staged))
         session.record("staged", f"slot {slot} holds release {release.version}, proven", release=release, slot=slot)
+    return brought
 
 
-def _fill(session: Session, release: ReleaseRecord, plan: Plan, ways: WorkedOut) -> str:
+def _fill(session: Session, plan: Plan, ways: WorkedOut) -> tuple[Filled, str]:
+    """Fill the slot; return also how it was read back."""
     data = session.node.blocks(plan.slot, "data", writable=True)
     try:
         hashes = session.node.blocks(plan.slot, "hash", writable=True)
         try:
-            filled = ways.fill(data, hashes)
-            read_back = data.read_back
+            return ways.fill(data, hashes), data.read_back
         finally:
             hashes.close()
     finally:
         data.close()
+
+
+def _told(filled: Filled, read_back: str, release: ReleaseRecord) -> str:
     tried = ", then ".join(way.value for way in filled.ways) or "nothing to fetch"
     return (
         f"{tried}: {filled.fetched_bytes} bytes fetched, {filled.written_bytes} written, {filled.kept_bytes} were in "
@@ -185,26 +243,56 @@ def _fill(session: Session, release: ReleaseRecord, plan: Plan, ways: WorkedOut)
     )
 
 
-def _place(session: Session, plan: Plan, ways: WorkedOut, file: FileRecord, shape: BootFile) -> str:
-    """Fetch one boot file to scratch, prove it, and only then let its bytes reach the ESP."""
-    from updater.uki import check_addon, check_uki
+def _brought(ways: WorkedOut, filled: Filled, files: dict[str, str], read_back: str) -> Brought:
+    counters = ways.repository.fetcher.counters
+    return Brought(
+        [way.value for way in filled.ways],
+        files,
+        counters.bytes_fetched,
+        counters.requests,
+        counters.retries,
+        filled.written_bytes,
+        filled.kept_bytes,
+        read_back,
+    )
 
-    with session.node.scratch_folder() as scratch:
-        path = scratch / "boot-file"
+
+def _place(session: Session, plan: Plan, ways: WorkedOut, file: FileRecord, shape: BootFile, given: list[str]) -> Way:
+    """Fetch one boot file to scratch, prove it, and only then let its bytes reach the ESP.
+
+    `given` gathers the words of the command line; the UKI comes last, and is placed only when all of them together
+    boot this release from this slot.
+    """
+    node, release = session.node, plan.release
+    with node.scratch_folder() as scratch:
+        path = scratch / file.name
         way = ways.fetch(file, path)
         try:
+            given += _sound_words(path, file, session, release)
             if file.name == UKI_NAME:
-                check_uki(path, plan.release, session.node.architecture)
-            else:
-                check_addon(path, session.node.architecture)
+                check_verity_words(given, _sources(plan), release=release, layout=node.layout, slot=plan.slot)
         except InvalidDocument as error:
             raise Refused(
-                f"{file.name} of release {plan.release.version} would not boot: {error.message}",
+                f"{file.name} of release {release.version} would not boot: {error.message}",
                 mend=error.mend,
                 reason="unsound-boot-file",
             ) from error
-        session.node.boot.place(plan.slot, shape, _chunks(path))
-    return f"{file.name}: {way.value}"
+        node.boot.place(plan.slot, shape, _chunks(path))
+    return way
+
+
+def _sound_words(path: Path, file: FileRecord, session: Session, release: ReleaseRecord) -> list[str]:
+    """Return the words that a sound boot file adds to the command line; raise InvalidDocument."""
+    from updater.uki import check_addon, check_uki, words
+
+    architecture = session.node.architecture
+    if file.name == UKI_NAME:
+        return words(check_uki(path, release, architecture).command_line)
+    return words(check_addon(path, architecture, of_slot=file.slot is not None).command_line)
+
+
+def _sources(plan: Plan) -> str:
+    return ", ".join(file.name for file in reversed(plan.release.files_of(plan.slot)))
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
@@ -221,7 +309,7 @@ def _planned(session: Session, facts: Facts, target: Target, manifest: Manifest,
         blocks = node.blocks(slot, "data" if role == "data" else "hash")
         lengths.append(blocks.length_bytes)
         blocks.close()
-    needed, free = node.boot.space_needed(slot, boot_files(release))
+    needed, free = node.boot.space_needed(slot, boot_files(release, slot))
     return make_plan(
         target=target,
         manifest=manifest,

@@ -13,8 +13,8 @@ from updater.errors import EnvironmentFailure, UpdaterError
 from updater.files import Directory
 from updater.health_plugin import Aftermath, Evidence, Trial
 from updater.records import VerdictRecord
-from updater.situation import Situation, decide
-from updater.steps.commit import commit, healthy_boot, trial_update
+from updater.situation import Situation, decide, is_blessed
+from updater.steps.commit import commit, finish_commit, healthy_boot, trial_update
 from updater.steps.recover import condemned
 from updater.steps.roll_back import end_trial
 from updater.steps.session import Session
@@ -55,6 +55,10 @@ class TrialEngine:
         """
         facts = self._session.facts()
         update = trial_update(facts)
+        if update is not None and decide(facts) is Situation.COMMITTING and is_blessed(facts, update):
+            with self._session.node.lock(wait_s=_PATIENCE_S):
+                finish_commit(self._session, facts, update)
+            return None
         if decide(facts) is not Situation.TRIAL or update is None:
             return None
         verdict = condemned(update)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -10,12 +11,14 @@ from pathlib import Path
 import msgspec
 
 from updater.blocks import Blocks
-from updater.errors import UpdaterError
+from updater.errors import NetworkFailure, Untrusted, UpdaterError
 from updater.facts import Facts
-from updater.fill.boot_file import fetch_file, file_costs
+from updater.fill.boot_file import fetch_file
+from updater.fill.boot_file_ways import Picked, Room, file_costs, pick_delta
 from updater.fill.filler import Filled, Filler
 from updater.fill.source_slot import SourceSlot
-from updater.format.transport import FileTransport, Transport
+from updater.fill.ways import FILE_TROUBLE
+from updater.format.transport import Delta, FileTransport, Transport
 from updater.manifest import Manifest
 from updater.plan import Plan
 from updater.records import UKI_NAME, BarredWay, FileRecord, Journal, ReleaseRecord
@@ -23,6 +26,8 @@ from updater.repository import Repository
 from updater.situation import running_is_proven
 from updater.steps.session import Session
 from updater.ways import Choice, Cost, Way, choose_way
+
+log = logging.getLogger(__name__)
 
 IMAGE = "image"
 
@@ -41,6 +46,7 @@ class WorkedOut:
     image_choice: Choice
     uki_costs: tuple[Cost, ...]
     uki_choice: Choice
+    uki_delta: Delta | None
 
     def planned(self, plan: Plan) -> Plan:
         """Return the plan with these ways."""
@@ -59,14 +65,13 @@ class WorkedOut:
     def fetch(self, file: FileRecord, path: Path) -> Way:
         """Write a boot file, proven, to a file of scratch; return the way that it came by."""
         is_uki = file.name == UKI_NAME
-        held = held_uki(self.facts) if is_uki else None
         return fetch_file(
             self.repository.fetcher,
             file,
             self.transport.uki if is_uki else None,
             self.uki_choice if is_uki else Choice((Way.PLAIN,), ""),
             path,
-            held_sha256=held.sha256 if held else None,
+            delta=self.uki_delta if is_uki else None,
             held=lambda: self.session.node.boot.artifact_chunks(self.facts.running.slot, file.name),
             on_barred=lambda way, error: self._bar(way, file.name, error),
             progress=self.session.reporter.advance,
@@ -107,7 +112,7 @@ def worked_out(
     """
     node, slot = session.node, facts.running.slot
     proven = facts.ledger.proven_in(slot) if running_is_proven(facts) else None
-    transport = repository.transport(manifest)
+    transport = transport_of(repository, manifest)
     network = node.config.network
     with ExitStack() as opened:
         running: SourceSlot | None = None
@@ -129,10 +134,10 @@ def worked_out(
         data = opened.enter_context(closing(node.blocks(slot.other, "data")))
         hashes = opened.enter_context(closing(node.blocks(slot.other, "hash")))
         costs = image.work_out(data, hashes, thorough=thorough, progress=session.reporter.advance)
-        uki_costs = _uki_costs(session, facts, release, transport.uki)
-        memory = spare_memory_bytes()
+        memory = spare_memory_bytes(network.max_memory_bytes)
+        picked, uki_costs = _uki_costs(session, facts, release, transport.uki, memory)
         uki_least = min(cost.fetch_bytes for cost in uki_costs if cost.possible)
-        addons = sum(file.length_bytes for file in release.files if file.name != UKI_NAME)
+        addons = sum(file.length_bytes for file in release.files_of(slot.other) if file.name != UKI_NAME)
         cap = network.max_download_bytes
         choice = choose_way(
             costs, most_bytes=None if cap is None else max(0, cap - uki_least - addons), most_memory_bytes=memory
@@ -143,7 +148,9 @@ def worked_out(
             most_bytes=None if cap is None else max(0, cap - taken.fetch_bytes - addons),
             most_memory_bytes=memory,
         )
-        yield WorkedOut(session, repository, facts, release, transport, image, costs, choice, uki_costs, uki_choice)
+        yield WorkedOut(
+            session, repository, facts, release, transport, image, costs, choice, uki_costs, uki_choice, picked.delta
+        )
 
 
 def barred_ways(journal: Journal, release: ReleaseRecord, file: str) -> dict[Way, str]:
@@ -161,27 +168,43 @@ def held_uki(facts: Facts) -> FileRecord | None:
     return next((file for file in proven.release.files if file.name == UKI_NAME), None) if proven else None
 
 
-def spare_memory_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
-    """Return half of the memory that is available without swapping; None where the kernel does not tell."""
+def spare_memory_bytes(most: int | None, meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """Return what a way may take: half of the memory that is available without swapping, and no more than `most`.
+
+    Where the kernel does not tell, it is `most`; None is no limit.
+    """
     try:
         lines = meminfo.read_text().splitlines()
     except OSError:
-        return None
+        return most
     words = next((line.split() for line in lines if line.startswith("MemAvailable:")), [])
-    return int(words[1]) * 1024 // 2 if len(words) == 3 and words[1].isdigit() else None
+    if len(words) != 3 or not words[1].isdigit():
+        return most
+    half = int(words[1]) * 1024 // 2
+    return half if most is None else min(half, most)
+
+
+def transport_of(repository: Repository, manifest: Manifest) -> Transport:
+    """Return how a release travels; a mirror that lacks its later deltas, or spoils them, costs only bytes."""
+    try:
+        return repository.transport(manifest)
+    except Untrusted as failure:
+        log.warning("without the later deltas: %s", failure)
+    except NetworkFailure as failure:
+        if failure.reason not in FILE_TROUBLE:
+            raise
+        log.warning("without the later deltas: %s", failure)
+    return repository.transport(manifest, later=False)
 
 
 def _uki_costs(
-    session: Session, facts: Facts, release: ReleaseRecord, transport: FileTransport | None
-) -> tuple[Cost, ...]:
+    session: Session,
+    facts: Facts,
+    release: ReleaseRecord,
+    transport: FileTransport | None,
+    memory_bytes: int | None,
+) -> tuple[Picked, tuple[Cost, ...]]:
     file = next(file for file in release.files if file.name == UKI_NAME)
-    held = held_uki(facts)
-    costs = file_costs(file, transport, held.sha256 if held else None, barred_ways(facts.journal, release, file.name))
-    if held is None or session.node.state.free_bytes() >= file.length_bytes + held.length_bytes:
-        return costs
-    return tuple(
-        Cost(cost.way, absent=f"the state partition has no room for a copy of {held.length_bytes} bytes")
-        if cost.way is Way.DELTA and cost.possible
-        else cost
-        for cost in costs
-    )
+    room = Room(memory_bytes, session.node.state.free_bytes())
+    picked = pick_delta(transport, held_uki(facts), file, room)
+    return picked, file_costs(file, transport, picked, barred_ways(facts.journal, release, file.name))

@@ -13,6 +13,7 @@ from typing import TypeVar
 from updater.errors import InvalidDocument, NetworkFailure, Untrusted, UpdaterError
 from updater.fetch import Fetcher
 from updater.files import Directory, MountedDirectory
+from updater.format.later import LaterDeltas, later_path, parse_later
 from updater.manifest import Channel, Manifest, Withdrawn, parse_manifest
 from updater.records import Kept
 from updater.schema import Name, convert, decode_json
@@ -241,6 +242,20 @@ class Trust:
                 reason="version-mismatch",
             )
         return manifest, raw
+
+    def later_deltas(self, manifest: Manifest) -> LaterDeltas | None:
+        """Return the deltas that a release was given after its publication, None when there are none."""
+        path = later_path(manifest.version)
+        if self._proven().find(path) is None:
+            return None
+        try:
+            return parse_later(self._read(path), manifest, path)
+        except InvalidDocument as error:
+            raise Untrusted(
+                f"a signed document is not valid: {error.message}",
+                mend="ask the publisher to sign it anew",
+                reason="target-invalid",
+            ) from error
 
     def status(self) -> TrustStatus:
         """Return what is known offline; damage is told, not raised."""

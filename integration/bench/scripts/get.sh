@@ -1,2 +1,2 @@
-make() { ln -f "$OUT/../zstd/new.zst" "$OUT/"; }
-apply() { fetch new.zst > /dev/null; }
+make() { { cat "$OUT/../zstd/new.zst"; head -c "$BOOT_BYTES" /dev/urandom; } > "$OUT/all"; }
+apply() { fetch all > /dev/null; }
