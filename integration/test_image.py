@@ -18,6 +18,8 @@ from integration.lab.stock import Stock
 from updater.manifest import BLOCK_BYTES
 from updater.release.build import BuiltRelease
 from updater.release.build_command import add_build_arguments, run_build
+from updater.run import run
+from updater.slots import Slot
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(1800)]
 
@@ -45,6 +47,22 @@ def test_the_same_inputs_give_the_same_release(
     assert again.manifest == release.manifest
     for name in ("manifest.json", "root.img", "root.tree", "uki.efi", "sbom.cdx.json"):
         assert digest(again.folder / name) == digest(release.folder / name), name
+
+
+def test_a_usr_release_has_usr_at_its_top_and_an_addon_for_each_slot(
+    ingredients: ReferenceImages, tmp_path: Path
+) -> None:
+    spec = ReleaseSpec("7.0.0", layout="azure-container-linux", slot_addons=True)
+    one, two = (build(spec, tmp_path / name, ingredients) for name in ("one", "two"))
+
+    assert one.manifest == two.manifest
+    assert [addon.slot for addon in one.manifest.addons] == list(Slot)
+    for addon in one.manifest.addons:
+        assert digest(one.addon(addon.name)) == addon.sha256
+    listing = run([ingredients.tools.tool("dump.erofs"), "--ls", "--path=/", one.image]).stdout.decode()
+    found = {line.split()[-1] for line in listing.splitlines() if line.strip()}
+    assert {"bin", "lib", "share"} <= found
+    assert not {"etc", "usr", "var"} & found
 
 
 def test_the_next_release_shares_nearly_all_blocks(

@@ -16,8 +16,8 @@ from integration.images.tooltree import ToolTree, tool_tree
 from integration.lab.emulator import Emulator, find_emulator
 from tests.portable_executable import build_pe
 from updater.boot import loader_model
-from updater.boot.entries import ENTRIES, entry_text
-from updater.boot.esp import look
+from updater.boot.entries import BEFORE_SHIPPED, ENTRIES, entry_text
+from updater.boot.esp import look, shipped_ukis
 from updater.efi_store import FileEfiVariables
 from updater.efivars import encode_text
 from updater.fatimage import FatImage
@@ -57,6 +57,9 @@ class Case:
 
 FALLBACK = {"a.conf": entry_text(A, "9", 1)}
 TRIAL = {**FALLBACK, "b+3-0.conf": entry_text(B, "8", 2)}
+SHIPPED = "EFI/Linux/vmlinuz-1-azla1.efi"
+SHIPPED_A = {SHIPPED: program("a", "acl")}
+TAKEN_OVER = {"a.conf": entry_text(A, "9", 1, image=SHIPPED, before=BEFORE_SHIPPED)}
 CASES = {
     "only the fallback": Case(FALLBACK),
     "a trial of an older version": Case(TRIAL),
@@ -98,6 +101,21 @@ CASES = {
     "a sysfail entry without a failed firmware update": Case(TRIAL, variables={"LoaderEntrySysFail": "a.conf"}),
     "a foreign UKI that sorts first": Case(TRIAL, others={"EFI/Linux/other+2-1.efi": program("o", "aaa")}),
     "a foreign UKI that sorts last": Case(TRIAL, others={"EFI/Linux/other.efi": program("o", "zzz")}),
+    "a shipped UKI alone": Case({}, others=SHIPPED_A),
+    "a shipped UKI and its entry": Case(TAKEN_OVER, others=SHIPPED_A),
+    "a trial beside a shipped UKI": Case(
+        {**TAKEN_OVER, "b+3-0.conf": entry_text(B, "0.8", 2, before=BEFORE_SHIPPED)}, others=SHIPPED_A
+    ),
+    "a used-up trial beside a shipped UKI": Case(
+        {**TAKEN_OVER, "b+0-3.conf": entry_text(B, "10", 2, before=BEFORE_SHIPPED)}, others=SHIPPED_A
+    ),
+    "a trial whose sort key is not before a shipped UKI's": Case(
+        {"b+3-0.conf": entry_text(B, "10", 2)}, others=SHIPPED_A
+    ),
+    "a torn name of a shipped UKI": Case(
+        {"b.conf": entry_text(B, "0.8", 2, before=BEFORE_SHIPPED)},
+        others={"EFI/Linux/VMLINU~1.EFI": program("o", "acl")},
+    ),
     "garbage among foreign UKIs": Case(FALLBACK, others={"EFI/Linux/aaa.efi": b"MZ garbage"}),
 }  # fmt: skip
 
@@ -120,6 +138,8 @@ OLDER = (
     "two kinds of image",
     "a preferred fallback",
     "a default by the trial's name without its counter",
+    "a trial beside a shipped UKI",
+    "a used-up trial beside a shipped UKI",
 )
 
 
@@ -168,7 +188,7 @@ def test_the_model_and_the_loader_agree(
     shutil.copyfile(tools.firmware_variables, store)
     for variable, text in case.variables.items():
         FileEfiVariables(store).write(variable, encode_text(text))
-    expected, after = loader_model.boot(look(esp, FileEfiVariables(store)).state)
+    expected, after = loader_model.boot(look(esp, FileEfiVariables(store), shipped_ukis(esp)).state)
     assert expected is not None
     letter = switch_on(tmp_path, emulator, store)
     assert letter == (str(expected.slot) if expected.slot else "o")

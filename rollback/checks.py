@@ -125,11 +125,15 @@ class File(Check, frozen=True, tag="file"):
 
 
 class Mount(Check, frozen=True, tag="mount"):
-    """A path is a mount point of the expected kind, with room left."""
+    """A path is a mount point of the expected kind, with room left.
+
+    With `itself: false` it may be a folder: the file system that holds it is judged.
+    """
 
     kind = "mount"
 
     path: AbsolutePath
+    itself: bool = True
     fstype: Annotated[str, limited("write a file system such as ext4", pattern=r"^[a-z0-9._-]{1,32}$(?!\n)")] | None = (
         None
     )
@@ -138,11 +142,14 @@ class Mount(Check, frozen=True, tag="mount"):
 
 
 class Verity(Check, frozen=True, tag="verity"):
-    """The dm-verity device below a mount point has met no corrupt block since the boot."""
+    """The dm-verity device below a mount point has met no corrupt block since the boot.
+
+    Without `path` that is `/`, or `/usr` on a node where only /usr is proven.
+    """
 
     kind = "verity"
 
-    path: AbsolutePath = "/"
+    path: AbsolutePath | None = None
 
 
 AnyCheck = SystemdUnit | SystemdSystem | Command | Http | Tcp | File | Mount | Verity

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from rollback.checks import File, Mount, Verity
 from rollback.execute import execute
 from rollback.results import Outcome, Status
 
 CONTENT_BYTES = 1 << 20
+# Where the image of a slot is mounted: the whole root, or only /usr.
+_IMAGES = ("/", "/usr")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,7 @@ class Mounted:
     device: str
     fstype: str
     options: frozenset[str]
+    source: str = ""
 
 
 def look_at_file(check: File) -> Outcome:
@@ -51,7 +54,7 @@ def look_at_file(check: File) -> Outcome:
 
 def look_at_mount(check: Mount, root: Path) -> Outcome:
     """Judge a mount's file system, options and free space."""
-    mounted = _mount_at(check.path, root)
+    mounted = _mount_at(check.path, root) if check.itself else _mount_above(check.path, root)
     if mounted is None:
         return Outcome(Status.FAILED, f"nothing is mounted at {check.path}")
     if check.fstype is not None and mounted.fstype != check.fstype:
@@ -72,24 +75,38 @@ def look_at_mount(check: Mount, root: Path) -> Outcome:
 
 def look_at_verity(check: Verity, root: Path) -> Outcome:
     """Judge the dm-verity device that a mount point stands on: V (valid so far) or C (a block was corrupt)."""
-    mounted = _mount_at(check.path, root)
-    if mounted is None:
-        return Outcome(Status.FAILED, f"nothing is mounted at {check.path}")
-    try:
-        name = (root / "sys/dev/block" / mounted.device / "dm/name").read_text().strip()
-    except OSError:
-        return Outcome(Status.FAILED, f"{check.path} is on device {mounted.device}, which dm-verity does not guard")
+    paths = (check.path,) if check.path is not None else _IMAGES
+    found = [mounted for path in paths if (mounted := _mount_at(path, root)) is not None]
+    if not found:
+        return Outcome(Status.FAILED, f"nothing is mounted at {paths[0]}")
+    named = [(mounted, name) for mounted in found if (name := _mapped_name(mounted, root)) is not None]
+    if not named:
+        (mounted, *_) = found
+        return Outcome(Status.FAILED, f"{mounted.path} is on device {mounted.device}, which dm-verity does not guard")
+    mounted, name = named[0]
     ended = execute(["dmsetup", "status", "--target", "verity", name], timeout_s=check.timeout_s)
     if ended.exit_code is None:
         return Outcome(Status.TIMEOUT, f"dmsetup did not answer within {check.timeout_s:g} s", ended.text)
     # start, length, target, then V or C, then counters that newer kernels add.
     words = ended.output.decode("utf-8", "replace").split()
     if ended.exit_code != 0 or len(words) < 4 or words[2] != "verity":
-        return Outcome(Status.FAILED, f"{check.path} is on {name}, which dm-verity does not guard", ended.text)
+        return Outcome(Status.FAILED, f"{mounted.path} is on {name}, which dm-verity does not guard", ended.text)
     if words[3] != "V":
-        why = f"a block of {name} (mounted at {check.path}) did not match its hash: see the kernel's log"
+        why = f"a block of {name} (mounted at {mounted.path}) did not match its hash: see the kernel's log"
         return Outcome(Status.FAILED, why, ended.text)
     return Outcome(Status.OK, f"no block of {name} has failed its proof")
+
+
+def _mapped_name(mounted: Mounted, root: Path) -> str | None:
+    """Return device mapper's name of the device below a mount, None when it is no mapped one."""
+    device = root / "sys/dev/block" / mounted.device
+    if not device.exists():
+        # btrfs gives its mounts numbers of no device; the source names the one that it was mounted from.
+        device = root / "sys/class/block" / (root / mounted.source.lstrip("/")).resolve().name
+    try:
+        return (device / "dm/name").read_text().strip()
+    except OSError:
+        return None
 
 
 def _mount_at(path: str, root: Path) -> Mounted | None:
@@ -100,6 +117,12 @@ def _mount_at(path: str, root: Path) -> Mounted | None:
         if mounted is not None and mounted.path == path:
             found = mounted
     return found
+
+
+def _mount_above(path: str, root: Path) -> Mounted | None:
+    """Return the mount that holds a path: the one at it, or at the nearest folder above."""
+    folders = [PurePosixPath(path), *PurePosixPath(path).parents]
+    return next((mounted for folder in folders if (mounted := _mount_at(str(folder), root)) is not None), None)
 
 
 def parse_mount(line: str) -> Mounted | None:
@@ -114,7 +137,7 @@ def parse_mount(line: str) -> Mounted | None:
     options = set(words[5].split(",")) | set(rest[2].split(","))
     if "ro" in options:
         options.discard("rw")
-    return Mounted(_unescaped(words[4]), words[2], rest[0], frozenset(options))
+    return Mounted(_unescaped(words[4]), words[2], rest[0], frozenset(options), _unescaped(rest[1]))
 
 
 def _unescaped(text: str) -> str:

@@ -1,4 +1,4 @@
-"""A tiny disk image with the dps-root layout, made in a second by the tools that real ones are made with."""
+"""A tiny disk image with partitions labelled like dps-root's, made in a second by the tools of real ones."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ MIB = 1 << 20
 SIZES = {"esp": 16, "root-a": 1, "root-a-verity": 1, "root-b": 1, "root-b-verity": 1, "state": 16}
 
 
-def make_disk(release: Release, disk: Path) -> Path:
+def make_disk(release: Release, disk: Path, *, layout_name: str = "dps-root") -> Path:
     """Write a disk whose slot a holds `release` as its factory image; return it."""
-    layout = load_layout("dps-root")
+    layout = load_layout(layout_name)
     offsets: dict[str, int] = {}
     lines = ["label: gpt", "first-lba: 2048"]
     at = MIB

@@ -92,7 +92,7 @@ def _fetch(job: dict[str, Any], folder: Path, fetcher: Fetcher, way: Way) -> Non
         transport,
         Choice((way,), ""),
         folder / "new",
-        held_sha256=job["held"],
+        delta=next(delta for delta in transport.deltas if delta.source == job["held"]),
         held=lambda: [(folder / "held").read_bytes()],
         on_barred=lambda way, error: None,
         progress=lambda done, total: None,

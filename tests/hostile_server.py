@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import re
+import socket
 import socketserver
 import ssl
 import threading
@@ -26,6 +28,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.seen.append(Seen(self.path, dict(self.headers.items()), self.client_address[1]))
         self.server.play(self)
+
+    def do_CONNECT(self) -> None:
+        """Be a proxy: pass bytes on to the named server until one side ends."""
+        self.server.seen.append(Seen(self.path, dict(self.headers.items()), self.client_address[1]))
+        host, _, port = self.path.rpartition(":")
+        with socket.create_connection((self.server.instead_of.get(host, host), int(port))) as there:
+            self.send_response(200)
+            self.end_headers()
+            answers = threading.Thread(target=_passed_on, args=(there, self.connection), daemon=True)
+            answers.start()
+            _passed_on(self.connection, there)
+            answers.join(10)
+        self.close_connection = True
 
     @property
     def span(self) -> tuple[int, int] | None:
@@ -85,6 +100,8 @@ class HostileServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
         # Plays that hang wait for this, so that no thread outlives its test.
         self.over = threading.Event()
         self.scheme = "http"
+        # Names that only the proxy knows.
+        self.instead_of: dict[str, str] = {}
 
     @property
     def url(self) -> str:
@@ -92,6 +109,13 @@ class HostileServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Clients leave misbehaving servers: that is the point."""
+
+
+def _passed_on(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while piece := source.recv(1 << 16):
+            target.sendall(piece)
+        target.shutdown(socket.SHUT_WR)
 
 
 @contextmanager

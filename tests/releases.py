@@ -66,17 +66,18 @@ def make_release(
     epoch: int = 1,
     layouts: tuple[str, ...] = ("dps-root",),
     image: bytes | None = None,
+    layout: Layout | None = None,
 ) -> Release:
     """Build a release whose image is `blocks` random blocks, or `image`.
 
-    Where the first layout's PARTUUIDs are fixed it has an addon for each slot, with the slot's verity words.
+    Where the PARTUUIDs of `layout` (or else of the first one) are fixed it has an addon for each slot.
     """
     if image is None:
         image = image_of(
             blocks, seed=seed if seed is not None else int(hashlib.sha256(version.encode()).hexdigest()[:8], 16)
         )
     root, tree = root_of(image)
-    layout = load_layout(layouts[0])
+    layout = layout or load_layout(layouts[0])
     addons: dict[str, bytes] = {}
     words = f"roothash={root.root_hash} systemd.verity_root_options=panic-on-corruption panic=1"
     if layout.partition("data", Slot.A).fixed_partuuid:

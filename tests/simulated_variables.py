@@ -35,6 +35,7 @@ class SimulatedEfiVariables:
         self._tell = tell or (lambda _: None)
         self._changes_left: int | None = None
         self.unreadable: set[str] = set()
+        self.lies = False
 
     def fail_from(self, change: int | None) -> None:
         """Let the firmware refuse every change from the given one on (1 is the next); None: it takes them again."""
@@ -60,6 +61,9 @@ class SimulatedEfiVariables:
             needed = stored_bytes(name, checked_value(name, value))
             if needed > (self.free_bytes() or 0):
                 raise unwritable(name, f"the store is full ({needed} bytes needed, {self.free_bytes()} free)")
+        if self.lies:
+            # Firmware that reports success and changes nothing.
+            return
         self.values[guid, name] = checked_value(name, value)
         self._tell(f"set {name}")
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from integration.bench.course import HALF, OLDER, ZEROS
-from integration.bench.measure import family, forget, memory_bytes, run_measured
+from integration.bench.measure import family, forget, memory_bytes, run_measured, same_memory
 from integration.bench.slots import digest, fill, require_same
 from updater.errors import EnvironmentFailure
 
@@ -52,6 +53,15 @@ def test_a_family_holds_the_process_itself() -> None:
     assert os.getpid() in family(os.getpid())
     now, most = memory_bytes(os.getpid())
     assert 1 << 20 < now <= most
+
+
+def test_memory_that_processes_share_is_told_from_memory_of_their_own() -> None:
+    if not same_memory(os.getpid(), os.getpid()):
+        pytest.skip("this kernel has no kcmp(2): a child between vfork and exec counts twice")
+    with subprocess.Popen(["sleep", "1000"]) as child:
+        assert not same_memory(os.getpid(), child.pid)
+        child.kill()
+    assert not same_memory(os.getpid(), child.pid)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from integration.bench.contenders import CONTENDERS
-from integration.bench.course import EVERY, FAR, NEAR, OURS, QUICK, ZEROS, Growth, Turn, full, quick
+from integration.bench.course import EVERY, FAR, LAVISH, NEAR, OURS, QUICK, ZEROS, Growth, Turn, full, quick
 from integration.bench.link import LOCAL, Line
 from integration.bench.making import made_once
 from integration.bench.ours import VARIANTS, by_role, roles
@@ -189,7 +189,8 @@ def test_every_contender_of_a_course_can_be_had() -> None:
     known = {contender.name for contender in CONTENDERS} | set(VARIANTS)
     assert set(EVERY) == known
     assert set(QUICK) <= known
-    assert set(OURS) == set(VARIANTS)
+    assert {*OURS, LAVISH} == set(VARIANTS)
+    assert {variant.shared for variant in VARIANTS.values()} <= {"", *VARIANTS}
     for course in (quick(), full(3, [256])):
         for step in course.steps:
             assert set(step.contenders) <= known
@@ -255,6 +256,9 @@ def test_every_script_has_its_two_functions(contender: object) -> None:
     assert "apply() {" in text
 
 
+MADE = Making("zstd", "Q", 1.0, 1.0, 1, 1, False)
+
+
 def report_of(samples: list[Sample], **record: object) -> Report:
     pairs = {"Q": {"summary": "small", "old_bytes": 9, "new_bytes": 10_000_000, "uki_bytes": 5, "updated": ["a 1 → 2"]}}
     seen = Record(samples=samples, pairs=pairs, lines={"local": "veth"}, **record)  # type: ignore[arg-type]
@@ -276,6 +280,23 @@ def test_a_report_names_machine_versions_and_what_failed() -> None:
     document = json.loads(report.as_json())
     assert document["format"] == 1
     assert [s["contender"] for s in document["samples"]] == ["dd", "zstd"]
+
+
+def test_a_report_is_read_back_as_it_was_written() -> None:
+    report = report_of([sample("dd"), sample("ours-full", details={"blocks": 2.0})], makings=[MADE])
+    assert Report.parse(report.as_json()) == report
+
+
+def test_two_runs_make_one_report_and_what_was_made_anew_counts() -> None:
+    first = report_of([sample("dd")], makings=[MADE], notes={"a": "1"})
+    second = report_of([sample("dd", wall_s=3.0)], makings=[replace(MADE, wall_s=9.0)], notes={"b": "2"})
+    third = report_of([], makings=[replace(MADE, wall_s=0.5, reused=True)])
+    found = first.followed_by(second).followed_by(third).record
+    assert [s.wall_s for s in found.samples] == [1.0, 3.0]
+    assert [m.wall_s for m in found.makings] == [9.0]
+    assert found.notes == {"a": "1", "b": "2"}
+    with pytest.raises(ValueError, match="different machines"):
+        first.followed_by(replace(second, versions={"zstd": "1.4"}))
 
 
 def test_a_report_says_when_other_work_shared_the_machine() -> None:

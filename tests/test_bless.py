@@ -13,6 +13,7 @@ from updater.boot.entries import ENTRIES
 from updater.efivars import LOADER_GUID, encode_text
 from updater.explain import Outlook, explain
 from updater.health_plugin import Cause, Evidence, Stage
+from updater.node.live import bless_is_active
 from updater.repository import open_repository
 from updater.situation import Situation, decide
 from updater.slots import Slot
@@ -179,3 +180,15 @@ def test_explain_tells_when_an_operator_masked_an_armed_trial(publisher: Publish
     assert told.reason == "trial-masked"
     assert told.sentence.startswith("Release 2.0.0 is armed, but the next boot takes a.conf instead: the EFI variable")
     assert mend in told.sentence
+
+
+def test_an_active_bless_service_is_noticed_unless_it_is_masked(tmp_path: Path) -> None:
+    assert not bless_is_active(tmp_path)
+    wants = tmp_path / "run/systemd/generator.early/basic.target.wants"
+    wants.mkdir(parents=True)
+    (wants / "systemd-bless-boot.service").symlink_to("/usr/lib/systemd/system/systemd-bless-boot.service")
+    assert bless_is_active(tmp_path)
+    mask = tmp_path / "etc/systemd/system/systemd-bless-boot.service"
+    mask.parent.mkdir(parents=True)
+    mask.symlink_to("/dev/null")
+    assert not bless_is_active(tmp_path)

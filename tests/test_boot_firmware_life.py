@@ -110,7 +110,7 @@ def test_a_machine_without_our_options_gets_them_by_settling() -> None:
     world.backend().settle(A)
     assert descriptions(world) == {
         "Boot0000": "*UEFI PXEv4",
-        "Boot0001": "*ACL 1.0.0, slot a, release 0",
+        "Boot0001": "*ACL 1.0.0, slot a, release 1",
         "Boot0002": " ACL slot b, empty",
     }
     assert order(world) == [1, 2, 0]
@@ -198,7 +198,7 @@ def test_an_option_without_our_mark_counts_as_proven_and_gets_one() -> None:
     assert [(entry.slot, entry.version, entry.tries_left) for entry in state.order] == [(A, "1.0.0", None)]
     assert any("no mark of ours" in note for note in state.notes)
     world.backend().settle(A)
-    assert descriptions(world)["Boot0000"] == "*ACL 1.0.0, slot a, release 0"
+    assert descriptions(world)["Boot0000"] == "*ACL 1.0.0, slot a, release 1"
 
 
 def test_an_operators_one_shot_is_not_overwritten() -> None:
@@ -254,12 +254,28 @@ def test_a_write_that_fails_while_arming_leaves_the_old_state(fails: int) -> Non
     assert world.efi.read("BootNext", GLOBAL_GUID) is None
 
 
+def test_a_store_that_only_says_it_took_a_change_arms_nothing() -> None:
+    world = FirmwareWorld.factory()
+    stage(world, B)
+    world.efi.lies = True
+    with pytest.raises(EnvironmentFailure, match="BootNext does not read back"):
+        world.backend().arm(B, "2", tries=1)
+    assert world.boots() is A
+
+
 def test_a_store_that_takes_no_change_does_not_save_a_bad_release() -> None:
     world = armed(FirmwareWorld.factory())
     world.power_on()
     # The firmware itself put what it started first.
     world.efi.write("BootOrder", order_bytes((1, 0)), GLOBAL_GUID)
     world.efi.locked = "the store is full"
+    world.backend().condemn(B)
+    assert world.boots() is A
+
+
+def test_a_trial_that_is_condemned_before_it_booted_is_not_started() -> None:
+    world = armed(FirmwareWorld.factory())
+    assert world.boots() is B
     world.backend().condemn(B)
     assert world.boots() is A
 

@@ -27,6 +27,8 @@ needs_cgpt = pytest.mark.skipif(CGPT is None, reason="cgpt is not installed: no 
 
 
 class TestGptPriority(BootContract):
+    counts_alone = False
+
     def make_world(self) -> BootWorld:
         return GptWorld.factory()
 
@@ -121,6 +123,16 @@ def test_priorities_that_are_used_up_start_again_in_one_write() -> None:
         for effect, cut in world.instants():
             assert boots_until_settled(cut) is A, effect
     assert world.bits(B).priority <= HIGHEST
+
+
+def test_two_slots_are_never_both_counted_so_that_one_always_boots() -> None:
+    world = trial()
+    world.power_on()
+    world.backend().commit(B, tries=TRIES)
+    world.backend().prefer(A, "1")
+    assert world.power_on() is A
+    world.backend().commit(A, tries=TRIES)
+    assert [world.power_on() for _ in range(2 * TRIES + 2)] == [A] * (2 * TRIES + 2)
 
 
 def test_a_machine_on_which_nothing_else_boots_keeps_its_condemned_slot() -> None:

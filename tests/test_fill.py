@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import shutil
+import tracemalloc
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +18,9 @@ from tests.transported import Repository, filled
 from updater.errors import EnvironmentFailure, NetworkFailure, Untrusted, UpdaterError
 from updater.fill.filler import Filled, Filler
 from updater.fill.landing import State, upper_bytes
+from updater.fill.reuse import INDEX_BYTES_A_BLOCK, Sought
 from updater.fill.source_slot import SourceSlot
-from updater.format.blockmap import Candidates, encode_candidates, parse_candidates, parse_map
+from updater.format.blockmap import BlockMap, Candidates, Runs, encode_candidates, parse_candidates, parse_map
 from updater.format.recipe import encode_recipe, parse_recipe
 from updater.format.transport import ImageTransport, Index
 from updater.manifest import BLOCK_BYTES
@@ -486,3 +490,28 @@ def test_without_a_delta_reuse_is_worked_out_and_taken(repository: Repository) -
     costs = {cost.way: cost for cost in filler.work_out(*repository.wiped(), thorough=False)}
     assert not costs[Way.REUSE].at_least
     assert choose_way(list(costs.values())).taken is Way.REUSE
+
+
+def test_looking_for_blocks_takes_no_more_memory_than_was_said() -> None:
+    blocks = 1 << 16
+    digests = random.Random(5).randbytes(5 * blocks)
+    # The second half of the image repeats the first, and the map has a run for every third block.
+    doubled = Candidates(5, digests[: 5 * blocks // 2] * 2)
+    lengths = array("I", [3] * (blocks // 3) + [blocks % 3])
+    tracemalloc.start()
+    try:
+        runs = Runs(array("I", [1] * len(lengths)), array("I", range(0, blocks, 3)), lengths)
+        sought = Sought(doubled, BlockMap(blocks, runs), set(range(blocks // GROUP_BLOCKS)))
+        held = array("I", [0]) * blocks
+        held[7] = 9
+        sought.tell_twins(held)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # Beside these: the candidates themselves, and a mark for each block that is in its place.
+    assert most <= (INDEX_BYTES_A_BLOCK - 5 - 1) * blocks + 10_000
+    assert (held[7], held[blocks // 2 + 7], sum(map(bool, held))) == (9, 9, 2)
+    assert sought.first_with(digests[35:40]) == 7
+    assert sought.first_with(b"other") == -1
+    assert sought.is_at(blocks // 2 + 7, digests[35:40])
+    assert not sought.is_at(8, digests[35:40])

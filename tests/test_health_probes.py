@@ -409,6 +409,15 @@ def test_a_mount_is_judged_by_file_system_options_and_room(machine: Path) -> Non
     assert "bytes free, fewer than" in full.detail
 
 
+def test_a_folder_is_judged_by_the_file_system_that_holds_it(machine: Path) -> None:
+    prober = Prober(root=machine)
+    assert "nothing is mounted" in look(check(kind="mount", path="/var/lib"), prober).detail
+    assert look(check(kind="mount", path="/var/lib", itself=False, fstype="ext4", options=["rw"]), prober).ok
+    assert (
+        "erofs instead of ext4" in look(check(kind="mount", path="/opt/x", itself=False, fstype="ext4"), prober).detail
+    )
+
+
 def test_a_file_system_that_went_read_only_after_an_error_is_not_writable(machine: Path) -> None:
     assert "without rw" in look(check(kind="mount", path="/srv", options=["rw"]), Prober(root=machine)).detail
 
@@ -433,6 +442,24 @@ def test_verity_is_judged_by_the_kernels_own_word(machine: Path, tools: Script) 
     assert "does not guard" in look(one, prober).detail
     tools.tool("dmsetup", "exit 1")
     assert look(one, prober).status is Status.FAILED
+
+
+@pytest.mark.parametrize(
+    "usr", ["36 1 254:0 / /usr ro - erofs /dev/mapper/usr ro", "36 1 0:31 / /usr ro - btrfs /dev/mapper/usr ro"]
+)
+def test_where_only_usr_is_proven_that_is_the_running_image(tmp_path: Path, tools: Script, usr: str) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/mountinfo").write_text(f"25 1 8:9 / / rw - ext4 /dev/sda9 rw\n{usr}\n")
+    (tmp_path / "sys/dev/block").mkdir(parents=True)
+    (tmp_path / "sys/class/block/dm-0/dm").mkdir(parents=True)
+    (tmp_path / "sys/class/block/dm-0/dm/name").write_text("usr\n")
+    (tmp_path / "sys/dev/block/254:0").symlink_to("../../class/block/dm-0")
+    (tmp_path / "dev/mapper").mkdir(parents=True)
+    (tmp_path / "dev/dm-0").touch()
+    (tmp_path / "dev/mapper/usr").symlink_to("../dm-0")
+    tools.tool("dmsetup", '[ "$*" = "status --target verity usr" ] && echo "0 2048 verity V"')
+    assert look(check(kind="verity"), Prober(root=tmp_path)).ok
+    assert "does not guard" in look(check(kind="verity", path="/"), Prober(root=tmp_path)).detail
 
 
 def test_a_mount_without_verity_below_it_fails_its_verity_check(machine: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,19 @@ def test_a_file_proven_as_a_whole_goes_on_where_it_stopped(tmp_path: Path) -> No
         source = fetcher(server.url, kept=Kept(tmp_path))
         assert b"".join(stream_whole(source, "x", len(CONTENT))) == CONTENT
         assert [seen.headers["Range"] for seen in server.seen] == ["bytes=200000-599999"]
+
+
+def test_pieces_of_one_frame_are_let_go_together_when_it_is_used_whole(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, settle_bytes=100_000)
+    pieces = [replace(part, unit_bytes=300_000, ends_unit=number % 6 == 5) for number, part in enumerate(parts(50_000))]
+    settled: list[int] = []
+    taken = 0
+    with hostile(good) as server, kept.until_durable(lambda: settled.append(taken)):
+        for _ in fetch_spans(fetcher(server.url, kept=kept), spans(pieces, 200_000)):
+            taken += 1
+    assert set(settled) == {6, 12}
+    # The frame before the last settling is gone, the pieces of the last one wait for the next.
+    assert b"".join(Kept(tmp_path).prefix("x")) == b""
 
 
 def test_used_parts_go_when_what_was_made_of_them_is_durable(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from integration.lab.disk import written_pieces
 from integration.lab.fat import FatReader, Torn
 from updater.fatimage import FatImage
 from updater.run import run, search_path
@@ -84,3 +85,22 @@ def test_a_torn_file_system_is_never_more_than_a_value_error(tmp_path: Path, at:
         esp.read("loader/entries/a.conf")
     except ValueError:
         pass
+
+
+def test_a_hole_and_written_zeros_are_the_same_to_a_slots_digest(tmp_path: Path) -> None:
+    mib = 1 << 20
+    path = tmp_path / "disk"
+    with path.open("wb") as file:
+        file.truncate(8 * mib)
+        file.seek(3 * mib + 5)
+        file.write(b"content")
+        file.seek(5 * mib)
+        file.write(bytes(mib))
+        file.seek(8 * mib - 1)
+        file.write(b"x")
+    with path.open("rb") as file:
+        pieces = dict(written_pieces(file.fileno(), mib, 7 * mib - 1))
+    assert list(pieces) == [2 * mib]
+    assert pieces[2 * mib][5:12] == b"content"
+    with path.open("rb") as file:
+        assert [at for at, _ in written_pieces(file.fileno(), mib, 7 * mib)] == [2 * mib, 6 * mib]

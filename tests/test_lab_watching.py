@@ -6,9 +6,12 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from integration.lab.agent import AgentTalk, ran, run_request
 from integration.lab.boots import Observer
 from integration.lab.emulator import Emulator, Given, Hardware, Wires, command, smbios_strings
+from integration.lab.machine import Machine
 from integration.lab.node import did
 from integration.lab.patience import Patience
 from integration.lab.qmp import QmpEvent, QmpTalk
@@ -167,3 +170,14 @@ def test_a_configuration_survives_the_rules_of_tmpfiles() -> None:
 
 def test_marked_seconds_grow_with_the_load() -> None:
     assert paced("systemd.watchdog_sec=@20", 1.5) == "systemd.watchdog_sec=30"
+
+
+def test_whoever_waits_learns_at_once_that_the_watching_has_failed(tmp_path: Path) -> None:
+    (tmp_path / "efi-variables.fd").touch()
+    emulator = Emulator(("qemu",), Path("/fw/code"), Path("/fw/vars"))
+    # Its folder is gone, as after a disk that ran full: no serial log can be written.
+    observer = Observer(tmp_path / "gone", releases={}, look=lambda: DiskView({}, ()))
+    with Machine(emulator, disk=tmp_path / "disk", folder=tmp_path, observer=observer) as machine:
+        machine.power_on()
+        with pytest.raises(FileNotFoundError):
+            machine.pause(60.0)

@@ -469,7 +469,9 @@ def test_a_stale_copy_of_the_partition_table_stops_a_stage_until_an_operator_say
     machine.table = dataclasses.replace(machine.table, consistent=False)
     before = machine.table
     assert booted(machine) is Situation.IDLE
-    with pytest.raises(Refused, match="the backup is stale, and no update of ours was at work there") as caught:
+    with pytest.raises(
+        EnvironmentFailure, match="the backup is stale, and no update of ours was at work there"
+    ) as caught:
         staged(machine)
     assert caught.value.reason == "gpt-stale"
     assert machine.table == before

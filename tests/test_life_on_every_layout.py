@@ -102,10 +102,12 @@ def test_a_good_release_is_tried_committed_and_stays(site: Site, machine: Simula
 
 def test_only_the_addons_of_its_own_slot_reach_a_slot(site: Site, machine: SimulatedMachine) -> None:
     committed(machine)
-    names = {path.rpartition("/")[2] for path in machine.esp.files if path.endswith(".addon.efi")}
-    own = {path for path in machine.esp.files if path.endswith(".addon.efi")}
-    assert names == set(site.two.addons)
-    assert all(f"{slot}.efi.extra.d" in path or f"-{slot}.extra.d" in path for path in own for slot in path[-11:-10])
+    placed = [path for path in machine.esp.files if path.endswith(".addon.efi")]
+    assert {path.rpartition("/")[2] for path in placed} == set(site.two.addons)
+    for path in placed:
+        folder, _, name = path.rpartition("/")
+        slot = name.removeprefix("slot-")[0]
+        assert folder.endswith((f"/{slot}.efi.extra.d", f"-{slot}.extra.d")), path
 
 
 def test_a_trial_that_nobody_commits_ends_on_the_old_release(site: Site, machine: SimulatedMachine) -> None:

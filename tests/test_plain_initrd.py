@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from updater.errors import InvalidDocument
 from updater.format.compression import pack
+from updater.format.transport import FrameWithin
 from updater.release.cpio import TreeFile, write_cpio
-from updater.release.plain_initrd import plain_initrd
+from updater.release.packings import packing_of
+from updater.release.plain_initrd import plain_initrd, repacked_initrd, zstd_frames
 
 EARLY = write_cpio({"kernel/x86/microcode/GenuineIntel.bin": TreeFile(b"microcode" * 99)}, 0)
 MAIN = write_cpio({"init": TreeFile(b"#!/bin/sh\n" * 500, 0o755), "bin/sh": TreeFile(link="busybox")}, 0)
@@ -44,6 +46,27 @@ def test_what_is_plain_stays_as_it_is() -> None:
     once = plain_initrd(EARLY + pack(MAIN, 3), "initrd")
     assert plain_initrd(once, "initrd") == once
     assert not len(once) % 512
+
+
+@pytest.mark.parametrize("packer", PACKERS)
+def test_a_repacked_initrd_holds_the_same_archives(packer: str) -> None:
+    packed = PACKERS[packer](MAIN)
+    zeros = bytes(8 + -len(EARLY + packed) % 4)
+    for raw in (packed, EARLY + packed, EARLY + packed + zeros + EARLY + packed):
+        again = repacked_initrd(raw, "initrd")
+        assert plain_initrd(again, "initrd") == plain_initrd(raw, "initrd")
+        assert repacked_initrd(again, "initrd") == again
+        if packer != "zstd":
+            assert again == raw
+
+
+def test_what_was_repacked_any_node_can_pack_again() -> None:
+    again = repacked_initrd(EARLY + pack(MAIN, 19), "initrd")
+    (at,) = zstd_frames(again, "initrd")
+    packing = packing_of(memoryview(again)[at:], FrameWithin(at, len(again) - at, len(MAIN)))
+    assert packing is not None
+    assert packing.checksum
+    assert not packing.sized
 
 
 @pytest.mark.parametrize("raw", [b"unknown", MAIN[:200], MAIN[:110], pack(MAIN, 3)[:-2], MAIN[:94] + b"z" + MAIN[95:]])

@@ -145,9 +145,10 @@ def test_a_reader_that_leaves_ends_what_is_under_way() -> None:
         (good if handler.span and handler.span[0] == 0 else endless)(handler)
 
     before = threading.active_count()
-    impatient = Timeouts(connect_s=2, stall_s=0.3, grace_s=1)
+    # It ends at once: neither the stalled connections nor the pauses between retries are waited for.
+    patient = Timeouts(connect_s=600, stall_s=600, grace_s=600)
     with hostile(play) as server:
-        source = Fetcher([server.url], timeouts=impatient, sleep=lambda seconds: None)
+        source = Fetcher([server.url], timeouts=patient)
         running = fetch_spans(source, spans(parts(), 100_000))
         next(running)
         running.close()
@@ -162,16 +163,22 @@ def _range(first: int, last: int) -> str:
 
 def test_the_rate_is_shared_and_allows_a_burst_of_one_second() -> None:
     now = [100.0]
-    pauses: list[float] = []
-    rate = Rate(1000, clock=lambda: now[0], sleep=pauses.append)
-    rate.spend(1000)
-    assert pauses == []
-    rate.spend(500)
-    rate.spend(500)
-    assert pauses == [0.5, 1.0]
+    rate = Rate(1000, clock=lambda: now[0])
+    assert rate.spend(1000) == 0
+    assert [rate.spend(500), rate.spend(500)] == [0.5, 1.0]
     now[0] += 10
-    rate.spend(1000)
-    assert len(pauses) == 2
+    assert rate.spend(1000) == 0
+
+
+def test_whoever_leaves_does_not_wait_for_the_rate() -> None:
+    with hostile(good) as server:
+        # At this rate the file takes a minute and a half.
+        source = Fetcher([server.url], rate_limit=4096)
+        running = fetch_spans(source, [Span((item,)) for item in (part(0, 4096), *parts(50_000)[1:])])
+        next(running)
+        running.close()
+        assert source.counters.bytes_fetched < len(CONTENT)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fetch")]
 
 
 def test_a_limited_fetcher_pauses_for_what_it_read() -> None:

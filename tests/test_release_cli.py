@@ -78,6 +78,29 @@ def test_a_delta_is_added_to_a_published_release(run: Run) -> None:
     assert run("delta", "add", "--from", "1.0.0", "--to", "3.0.0")[0] == 4
 
 
+def test_a_repository_sets_how_many_deltas_a_release_gets(run: Run) -> None:
+    good(run("keys", "init"))
+    good(run("repo", "init", "--deltas", "1"))
+    for version in ("1.0.0", "1.1.0", "1.2.0"):
+        make_release(version, blocks=130).write(Path("out") / version)
+        good(run("publish", "--level", "3", f"out/{version}"))
+
+    def sources(version: str) -> list[str]:
+        (manifest,) = Path("repo/targets/manifests").glob(f"*.{version}.json")
+        found = json.loads(manifest.read_bytes())["transport"]["root"]["deltas"]
+        return [delta["source_version"] for delta in found]
+
+    assert sources("1.1.0") == ["1.0.0"]
+    assert sources("1.2.0") == ["1.1.0"]
+    settings = Path("repo/acl-release.json")
+    settings.write_text(settings.read_text().replace('"deltas":1', '"deltas":3').replace('"deltas": 1', '"deltas": 3'))
+    for version, words in (("1.3.0", ()), ("1.4.0", ("--deltas", "2"))):
+        make_release(version, blocks=130).write(Path("out") / version)
+        good(run("publish", "--level", "3", *words, f"out/{version}"))
+    assert sources("1.3.0") == ["1.2.0", "1.1.0", "1.0.0"]
+    assert sources("1.4.0") == ["1.3.0", "1.2.0"]
+
+
 def test_json_reports_carry_the_same(run: Run) -> None:
     started(run)
 

@@ -32,6 +32,7 @@ from updater.format.through import (
 from updater.format.transport import Delta, FileTransport, FrameWithin, Packing, Through
 from updater.prefetch import BYTES_AHEAD
 from updater.records import FileRecord
+from updater.release import uki_deltas
 from updater.release.blobs import BlobFolder
 from updater.release.delta import OperationSizes
 from updater.release.packings import frames_within, packing_of
@@ -291,3 +292,11 @@ def test_a_kernel_that_did_not_change_is_left_as_it_is(tmp_path: Path) -> None:
     assert delta.through is not None
     assert len(delta.through.source) == len(delta.through.content) == 1
     assert fetched(delta) < 4000
+
+
+@pytest.mark.parametrize(("content_mib", "level", "lean"), [(72, 11, True), (300, 11, False), (55, 22, False)])
+def test_a_large_initrd_that_packs_in_little_memory_is_for_any_node(content_mib: int, level: int, lean: bool) -> None:
+    frame = FrameWithin(0, content_mib << 18, content_mib << 20)
+    packing = Packing(0, content_mib << 20, level, False, True, False)
+    assert uki_deltas._Part(".initrd", frame, b"", packing).lean is lean
+    assert not uki_deltas._Part(".initrd", frame, b"").lean

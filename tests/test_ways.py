@@ -46,6 +46,11 @@ def test_policy_caps_the_bytes() -> None:
     assert caught.value.reason == "download-cap"
     assert "2000 bytes" in caught.value.message
     assert "1999" in caught.value.message
+    assert choose_way(ALL, most_bytes=30_000, beside_bytes=2_000).order == (Way.DELTA, Way.REUSE)
+    assert choose_way(ALL, most_bytes=30_000, beside_bytes=2_001).order == (Way.DELTA,)
+    with pytest.raises(Refused) as caught:
+        choose_way(ALL, most_bytes=2_500, beside_bytes=501)
+    assert "2000 bytes, the least of all, with 501 of other files, and policy allows 2500" in caught.value.message
 
 
 def test_a_way_that_needs_too_much_memory_is_left_out() -> None:

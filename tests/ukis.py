@@ -35,13 +35,13 @@ def frame(content: bytes, packing: Packing) -> bytes:
     return b"".join(pack_frame(even_pieces([content]), placed))
 
 
-def uki(version: str, linux: bytes, initrds: bytes) -> bytes:
+def uki(version: str, linux: bytes, initrds: bytes, command_line: str = COMMAND_LINE) -> bytes:
     """Return a UKI with these sections."""
     return build_pe(
         [
             (".text", b"\xc3" * 100),
             (".osrel", os_release(version)),
-            (".cmdline", COMMAND_LINE.encode()),
+            (".cmdline", command_line.encode()),
             (".linux", linux),
             (".initrd", initrds),
         ]

@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 # So much new content proves that a mirror works, and its earlier failures are forgiven.
 _PROGRESS_BYTES = 1 << 20
 
+# How soon a pause notices that nobody waits for its end any more.
+_LOOK_UP_S = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class Retries:
@@ -44,6 +47,10 @@ class Counters:
         self.retries = 0
         self._lock = threading.Lock()
 
+    def asked(self) -> None:
+        """Count a request."""
+        self.add(requests=1)
+
     def add(self, *, bytes_fetched: int = 0, requests: int = 0, retries: int = 0) -> None:
         """Count."""
         with self._lock:
@@ -60,23 +67,19 @@ class Rate:
         bytes_per_s: int,
         *,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """Allow `bytes_per_s`, and a burst of what one second may bring."""
         self._bytes_per_s = bytes_per_s
         self._clock = clock
-        self._sleep = sleep
         self._lock = threading.Lock()
         self._free_at = clock() - 1.0
 
-    def spend(self, count: int) -> None:
-        """Wait until `count` bytes that have come are paid for."""
+    def spend(self, count: int) -> float:
+        """Return the seconds to wait until `count` bytes that have come are paid for."""
         with self._lock:
             now = self._clock()
             self._free_at = max(self._free_at, now - 1.0) + count / self._bytes_per_s
-            pause = self._free_at - now
-        if pause > 0:
-            self._sleep(pause)
+            return max(0.0, self._free_at - now)
 
 
 class Fetcher:
@@ -114,7 +117,7 @@ class Fetcher:
         self._timeouts = timeouts or Timeouts()
         self._retries = retries or Retries()
         self._sleep = sleep
-        self._rate = Rate(rate_limit, sleep=sleep) if rate_limit else None
+        self._rate = Rate(rate_limit) if rate_limit else None
         self._mirrors: list[Mirror] = [
             _open(
                 address,
@@ -122,13 +125,10 @@ class Fetcher:
                 ca_file=ca_file,
                 client_cert=client_cert,
                 headers=headers,
-                on_request=self._count_request,
+                on_request=self.counters.asked,
             )
             for address in mirrors
         ]
-
-    def _count_request(self) -> None:
-        self.counters.add(requests=1)
 
     @property
     def mirrors(self) -> list[str]:
@@ -187,11 +187,13 @@ class Fetcher:
             except MirrorFailure as failure:
                 self._pause(turns.failed(failure, progressed=False), turns)
 
-    def stream(self, path: str, offset: int, length: int) -> Generator[bytes, None, None]:
+    def stream(
+        self, path: str, offset: int, length: int, over: threading.Event | None = None
+    ) -> Generator[bytes, None, None]:
         """Yield exactly `length` bytes of a file from byte `offset` on, in pieces of at most 256 KiB.
 
         One Range request, where nothing fails. A broken transfer goes on from where it stopped, at the next mirror or
-        at the same one after a pause. Raises NetworkFailure; nothing is yielded twice.
+        at the same one after a pause. Raises NetworkFailure, at once when `over` is set; nothing is yielded twice.
         """
         position, end = offset, offset + length
         turns = _Turns(self._mirrors, self._retries, path, self._budget(length))
@@ -202,35 +204,49 @@ class Fetcher:
                 left = end - position
                 with contextlib.closing(mirror.pieces(path, position, left, turns.budget, ranged=True)) as pieces:
                     for piece in pieces:
-                        self._arrived(piece)
+                        self._arrived(piece, over)
                         position += len(piece)
                         yield piece
                 if position < end and position - began_at < _PROGRESS_BYTES:
                     raise _too_short(mirror.name, path, position, end, again=position > began_at)
             except MirrorFailure as failure:
+                if over is not None and over.is_set():
+                    raise _given_up() from failure
                 progressed = position - began_at >= _PROGRESS_BYTES
-                self._pause(turns.failed(failure, progressed=progressed), turns)
+                self._pause(turns.failed(failure, progressed=progressed), turns, over)
 
     def close(self) -> None:
         """Close the kept connections."""
         for mirror in self._mirrors:
-            close = getattr(mirror, "close", None)
-            if close is not None:
-                close()
+            mirror.close()
+
+    def cut(self) -> None:
+        """End the transfers of all threads: those whose `over` is set end at once, others are tried again."""
+        for mirror in self._mirrors:
+            mirror.cut()
 
     def _budget(self, length: int) -> float:
         return self._timeouts.grace_s + length / self._timeouts.slowest_bytes_per_s
 
-    def _arrived(self, piece: bytes) -> None:
+    def _arrived(self, piece: bytes, over: threading.Event | None = None) -> None:
         self.counters.add(bytes_fetched=len(piece))
         if self._rate is not None:
-            self._rate.spend(len(piece))
+            self._rest(self._rate.spend(len(piece)), over)
 
-    def _pause(self, seconds: float, turns: _Turns) -> None:
+    def _pause(self, seconds: float, turns: _Turns, over: threading.Event | None = None) -> None:
         self.counters.add(retries=1)
         if seconds > 0:
             turns.paused(seconds)
+            self._rest(seconds, over)
+
+    def _rest(self, seconds: float, over: threading.Event | None) -> None:
+        if over is None and seconds > 0:
             self._sleep(seconds)
+        while over is not None and seconds > 0:
+            if over.is_set():
+                raise _given_up()
+            self._sleep(min(seconds, _LOOK_UP_S))
+            seconds -= _LOOK_UP_S
 
 
 class _Turns:
@@ -308,6 +324,10 @@ class _Turns:
             mend="see the network and the servers",
             reason=every_reason.pop() if len(every_reason) == 1 else (telling or next(reversed(last.values()))).reason,
         )
+
+
+def _given_up() -> NetworkFailure:
+    return NetworkFailure("the transfer was given up", reason="given-up")
 
 
 def _too_short(mirror: str, path: str, position: int, end: int, *, again: bool) -> MirrorFailure:

@@ -35,6 +35,10 @@ class _Watch:
         """Name the socket that the current call blocks on."""
         self._socket = None if connection is None else weakref.ref(connection)
 
+    def watched(self) -> socket.socket | None:
+        """Return the socket that was named last, if it still exists."""
+        return self._socket() if self._socket is not None else None
+
     @contextlib.contextmanager
     def limit(self, seconds: float) -> Iterator[None]:
         """Shut the socket when the block is not left within `seconds`; raise TimeoutError then."""
@@ -58,6 +62,14 @@ class _Watch:
             self._deadline = None
         if self._cut:
             raise TimeoutError(f"nothing whole arrived within {seconds:g} s")
+
+    def cut(self) -> None:
+        """End the call that is under way, if any, as if its time were up."""
+        with self._changed:
+            # Before its socket is named, a call keeps its deadline: it may be cut again.
+            if self._deadline is not None and self.watched() is not None:
+                self._deadline = None
+                self._shut()
 
     def close(self) -> None:
         """End the thread."""
@@ -100,9 +112,20 @@ class Guard:
         """Name the socket that this thread's current call blocks on."""
         self._mine().watch(connection)
 
+    def watched(self) -> socket.socket | None:
+        """Return the socket that this thread named last."""
+        return self._mine().watched()
+
     def limit(self, seconds: float) -> contextlib.AbstractContextManager[None]:
         """Shut this thread's socket when the block is not left within `seconds`; raise TimeoutError then."""
         return self._mine().limit(seconds)
+
+    def cut(self) -> None:
+        """End what every thread waits for."""
+        with self._adding:
+            watches = list(self._watches)
+        for watch in watches:
+            watch.cut()
 
     def close(self) -> None:
         """End the helper threads."""

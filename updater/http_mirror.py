@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +28,20 @@ CONNECTIONS = 8
 """Connections that are kept open to one server: as many requests are ever under way at once."""
 _MAX_REDIRECTS = 5
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
+
+
+@dataclass(slots=True)
+class _Body:
+    """A response on its way: the next byte is the file's byte `position`; the last one, if that is known, `end` - 1."""
+
+    response: requests.Response
+    socket: socket.socket | None
+    position: int = -1
+    end: int | None = None
+
+    def __del__(self) -> None:
+        # One that was left open goes with its mirror.
+        self.response.close()
 
 
 class HttpMirror:
@@ -56,6 +72,7 @@ class HttpMirror:
         self._session: requests.Session | None = None
         self._guard = Guard()
         self._opening = threading.Lock()
+        self._open_bodies: dict[str, list[_Body]] = {}
 
     @property
     def name(self) -> str:
@@ -73,13 +90,23 @@ class HttpMirror:
         import urllib3
 
         url = self._base + urllib.parse.quote(checked(path), safe="/")
+        stop = offset + length
         try:
-            response = self._ask(url, f"bytes={offset}-{offset + length - 1}" if ranged else None, budget)
+            body = self._left_open(path, offset) if ranged else None
+            if body is None:
+                response = self._ask(url, f"bytes={offset}-{stop - 1}" if ranged else None, budget)
+                body = _Body(response, self._guard.watched())
+            self._guard.watch(body.socket)
             try:
-                start, end = self._judge(response, path, offset, length, ranged)
-                yield from self._body(response, path, start, end, offset, offset + length, budget)
+                if body.position < 0:
+                    body.position, body.end = self._judge(body.response, path, offset, length, ranged)
+                yield from self._read(body, path, offset, stop, budget)
+                if ranged and body.response.status_code == 200 and body.position == stop != body.end:
+                    self._leave_open(path, body)
+                    body = None
             finally:
-                response.close()
+                if body is not None:
+                    body.response.close()
         except requests.exceptions.SSLError as error:
             raise self._failure(
                 f"refuses the certificate of {self.name}: {_root_cause(error)}",
@@ -206,19 +233,29 @@ class HttpMirror:
             )
         return begin, last + 1
 
-    def _body(
-        self,
-        response: requests.Response,
-        path: str,
-        start: int,
-        end: int | None,
-        offset: int,
-        stop: int,
-        budget: Budget,
-    ) -> Generator[bytes, None, None]:
-        """Yield the bytes from `offset` to `stop` of a body that is the file from `start` to `end`."""
-        raw = response.raw
-        position = start
+    def _left_open(self, path: str, offset: int) -> _Body | None:
+        """Return the body of a whole file that was left nearest before `offset`."""
+        with self._opening:
+            bodies = [body for body in self._open_bodies.get(path, []) if body.position <= offset]
+            if not bodies:
+                return None
+            nearest = max(bodies, key=lambda body: body.position)
+            self._open_bodies[path].remove(nearest)
+            return nearest
+
+    def _leave_open(self, path: str, body: _Body) -> None:
+        """Keep what a server without Range is sending for whoever wants the file's next bytes: one for each thread."""
+        with self._opening:
+            stale = [old for name, bodies in self._open_bodies.items() if name != path for old in bodies]
+            self._open_bodies = {path: [*self._open_bodies.get(path, []), body]}
+            while len(self._open_bodies[path]) > CONNECTIONS // 2:
+                stale.append(self._open_bodies[path].pop(0))
+        for old in stale:
+            old.response.close()
+
+    def _read(self, body: _Body, path: str, offset: int, stop: int, budget: Budget) -> Generator[bytes, None, None]:
+        """Yield the bytes from `offset` to `stop` of a body; those before are passed over."""
+        raw, position, end = body.response.raw, body.position, body.end
         goal = stop if end is None else min(end, stop)
         window_s = 0.0
         window_bytes = 0
@@ -235,6 +272,7 @@ class HttpMirror:
             # A server without Range sends what lies before the offset as well.
             fresh = piece[max(0, offset - position) :]
             position += len(piece)
+            body.position = position
             if fresh:
                 yield fresh
             if budget.left_s <= 0:
@@ -250,7 +288,7 @@ class HttpMirror:
                 "short-body",
                 True,
             )
-        if position == end and "Content-Length" in response.headers:
+        if position == end and "Content-Length" in body.response.headers:
             # http.client notices the end of a body, and gives the connection back, only by a read past it.
             with self._guard.limit(self._timeouts.stall_s):
                 raw.read(1)
@@ -271,8 +309,16 @@ class HttpMirror:
                 self._session = session
             return self._session
 
+    def cut(self) -> None:
+        """End the calls that are under way."""
+        self._guard.cut()
+
     def close(self) -> None:
         """Close the kept connections."""
+        for bodies in self._open_bodies.values():
+            for body in bodies:
+                body.response.close()
+        self._open_bodies.clear()
         if self._session is not None:
             self._session.close()
             self._session = None

@@ -94,7 +94,7 @@ def _missing(layout: Layout, table: Gpt) -> Iterator[Finding]:
                 wanted.label,
                 f"there is no partition labelled {wanted.label}; partition {other.number}, labelled {other.name!r}, is "
                 "like it: it may have been renamed",
-                f"`sgdisk -c {other.number}:{wanted.label}` gives it the label, if it is the one",
+                f"`sgdisk -c {other.number}:{wanted.label} DISK` gives it the label, if it is the one",
             )
 
 
@@ -120,7 +120,7 @@ def _present(layout: Layout, table: Gpt) -> Iterator[Finding]:
                 "problem",
                 wanted.label,
                 f"partitions {numbers} are both labelled {wanted.label}",
-                f"rename the one that is not it: `sgdisk -c NUMBER:old-{wanted.label}`",
+                f"rename the one that is not it: `sgdisk -c NUMBER:old-{wanted.label} DISK`",
             )
         elif same:
             yield from _one(wanted, same[0])
@@ -139,7 +139,7 @@ def _one(wanted: LayoutPartition, partition: Partition) -> Iterator[Finding]:
             "problem",
             wanted.label,
             f"{name} has type {partition.type_guid}, the layout says {wanted.type_guid}",
-            f"{_LAYOUT_MEND}, or mend the type: `sgdisk -t {partition.number}:{wanted.type_guid}`",
+            f"{_LAYOUT_MEND}, or mend the type: `sgdisk -t {partition.number}:{wanted.type_guid} DISK`",
         )
     if wanted.fixed_partuuid not in (None, partition.unique_guid):
         yield Finding(
@@ -147,7 +147,7 @@ def _one(wanted: LayoutPartition, partition: Partition) -> Iterator[Finding]:
             wanted.label,
             f"{name} has PARTUUID {partition.unique_guid}, the layout says {wanted.fixed_partuuid}: what is booted "
             "would not find it",
-            f"`sgdisk -u {partition.number}:{wanted.fixed_partuuid}`",
+            f"`sgdisk -u {partition.number}:{wanted.fixed_partuuid} DISK`",
         )
     if partition.length_bytes < wanted.length_bytes:
         yield Finding(

@@ -71,6 +71,12 @@ class Mirror(Protocol):
         `ranged` asks a web server for just that range; otherwise the whole file is asked for, and left after `length`.
         """
 
+    def cut(self) -> None:
+        """End the calls that are under way, in whatever thread: they fail."""
+
+    def close(self) -> None:
+        """Let go of what is kept open."""
+
 
 class FolderMirror:
     """A local folder that holds the repository, such as a mounted stick."""
@@ -107,6 +113,12 @@ class FolderMirror:
                 again=False,
                 mirror=self.name,
             ) from error
+
+    def cut(self) -> None:
+        """Do nothing: no call waits for anybody."""
+
+    def close(self) -> None:
+        """Do nothing: no file stays open."""
 
 
 def not_found(mirror: str, path: str, why: str) -> MirrorFailure:

@@ -9,7 +9,7 @@ import stat
 import struct
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from updater.blocks import paged
 from updater.errors import EnvironmentFailure, Refused
@@ -32,8 +32,11 @@ class _Range:
     holds. Partitions in files are so, where the file system can do it, in large pieces and in all that `get_into`
     reads; what goes through the cache, `flush` drops from it. A block device is opened for writing with
     O_EXCL: the kernel refuses that while it is mounted or held by the device mapper, so that nothing which backs the
-    running system can ever be written here, whatever the caller believes.
+    running system can ever be written here, whatever the caller believes. It refuses a second claim as well, even by
+    the same process: two ranges of one device, an image and the tree behind it, share the first one's descriptor.
     """
+
+    _claimed: ClassVar[dict[int, list[int]]] = {}
 
     def __init__(
         self, path: Path, offset: int, length: int | None, name: str, *, writable: bool, direct: bool | None, hold: bool
@@ -44,14 +47,19 @@ class _Range:
         self._writable = writable
         self._bypass = -1
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
+        self._claim: list[int] | None = None
         try:
-            is_device = stat.S_ISBLK(path.stat().st_mode)
+            status = path.stat()
+            is_device = stat.S_ISBLK(status.st_mode)
             self._direct = is_device if direct is None else direct
             if is_device and writable and hold:
                 flags |= os.O_EXCL
+                self._claim = self._claimed.setdefault(status.st_rdev, [])
             if self._direct:
                 flags |= os.O_DIRECT
-            self._file = os.open(path, flags)
+            self._file = os.dup(self._claim[0]) if self._claim else os.open(path, flags)
+            if self._claim is not None:
+                self._claim.append(self._file)
         except OSError as error:
             if error.errno == errno.EBUSY:
                 raise Refused(
@@ -75,7 +83,7 @@ class _Range:
                     reason="beyond-disk",
                 )
         except BaseException:
-            os.close(self._file)
+            self.close()
             raise
         if not is_device and direct is None and hold and offset % ALIGNMENT == 0:
             # Filling the cache costs as much time as hashing what is in it.
@@ -178,6 +186,8 @@ class _Range:
     def close(self) -> None:
         self._give_bypass_up()
         if self._file >= 0:
+            if self._claim is not None:
+                self._claim.remove(self._file)
             os.close(self._file)
             self._file = -1
 

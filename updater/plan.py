@@ -68,9 +68,18 @@ class Plan:
     brought: Brought | None = None
 
     def with_ways(
-        self, image: tuple[Cost, ...], image_choice: Choice, uki: tuple[Cost, ...], uki_choice: Choice
+        self,
+        image: tuple[Cost, ...],
+        image_choice: Choice,
+        uki: tuple[Cost, ...],
+        uki_choice: Choice,
+        *,
+        beside_bytes: int,
     ) -> Plan:
-        """Return the plan with the ways in which image and UKI can come, and the download that the chosen ones take."""
+        """Return the plan with the ways in which image and UKI can come, and the download that the chosen ones take.
+
+        `beside_bytes` is what every way of the image needs besides.
+        """
         addons = sum(file.length_bytes for file in self.release.files_of(self.slot) if file.name != UKI_NAME)
         taken = [cost for cost in image if cost.way is image_choice.taken]
         taken += [cost for cost in uki if cost.way is uki_choice.taken]
@@ -80,7 +89,7 @@ class Plan:
             image_choice=image_choice,
             uki_ways=uki,
             uki_choice=uki_choice,
-            download_bytes_at_most=addons + sum(cost.fetch_bytes for cost in taken),
+            download_bytes_at_most=beside_bytes + addons + sum(cost.fetch_bytes for cost in taken),
         )
 
     def refuse_unless_possible(self) -> None:
@@ -120,6 +129,7 @@ def make_plan(
     esp_needed: int,
     esp_free: int,
     scratch_free: int,
+    boot_partition: str = "the ESP",
 ) -> Plan:
     """Return the plan to stage a release into the slot that is not running, with the preflight's sums."""
     slot = from_slot.other
@@ -130,7 +140,13 @@ def make_plan(
         Check(f"slot {slot}'s image", root.length_bytes, data_bytes, "choose a smaller image or larger slots"),
         # One block more than the tree: the superblock stands before it.
         Check(f"slot {slot}'s hash tree", root.tree_length_bytes + 4096, hash_bytes, "choose larger hash partitions"),
-        Check("the ESP", esp_needed, esp_free, "remove files from the ESP that neither slot needs: see `ls /EFI`"),
+        Check(
+            boot_partition,
+            esp_needed,
+            esp_free,
+            f"remove files from {boot_partition} that neither slot needs, or reimage the node with a layout whose boot "
+            "files have more room",
+        ),
         Check("the state partition", largest, scratch_free, "free space on the state partition, mounted at /var"),
     )
     return Plan(

@@ -7,7 +7,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -30,12 +30,17 @@ _WHOLE_SYNC_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A range of a file and the SHA-256 (raw) that its bytes must have."""
+    """A range of a file and the SHA-256 (raw) that its bytes must have.
+
+    It may be a piece of something that is of use only whole, `unit_bytes` long; only the last one then `ends_unit`.
+    """
 
     path: str
     offset: int
     length: int
     sha256: bytes
+    unit_bytes: int = 0
+    ends_unit: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,40 +100,83 @@ def fetch_spans(
     memory is bounded: see `most_held_bytes`.
     """
     left = iter(wanted)
-    over = threading.Event()
+    busy = _Busy()
     flight: deque[tuple[Span, Future[bytearray]]] = deque()
     following = next(left, None)
-    with ThreadPoolExecutor(max_workers=requests_ahead, thread_name_prefix="fetch") as pool:
+    using: list[Part] = []
+    pool = ThreadPoolExecutor(max_workers=requests_ahead, thread_name_prefix="fetch")
 
-        def refill() -> None:
-            nonlocal following
-            while (
-                following is not None
-                and len(flight) < requests_ahead
-                and (not flight or sum(span.length for span, _ in flight) + following.length <= bytes_ahead)
-            ):
-                flight.append((following, pool.submit(_fetched, fetcher, following, over)))
-                following = next(left, None)
+    def refill() -> None:
+        nonlocal following
+        while (
+            following is not None
+            and len(flight) < requests_ahead
+            and (not flight or sum(span.length for span, _ in flight) + following.length <= bytes_ahead)
+        ):
+            flight.append((following, pool.submit(busy.fetched, fetcher, following)))
+            following = next(left, None)
 
-        try:
+    try:
+        refill()
+        while flight:
+            # It stays in flight until it has landed: whoever leaves meanwhile must end its transfer too.
+            span, future = flight[0]
+            content = memoryview(future.result())
+            flight.popleft()
+            del future
             refill()
-            while flight:
-                span, future = flight.popleft()
-                content = memoryview(future.result())
-                del future
-                refill()
-                for part in span.parts:
-                    at = part.offset - span.offset
-                    yield part, content[at : at + part.length]
+            for part in span.parts:
+                at = part.offset - span.offset
+                yield part, content[at : at + part.length]
+                using.append(part)
+                while using and part.ends_unit:
+                    done = using.pop(0)
                     if fetcher.kept:
-                        fetcher.kept.used(part.path, part.offset, part.length)
-                # Gone before the next one is waited for: one span is used, the others are ahead.
-                content.release()
-        finally:
-            over.set()
+                        fetcher.kept.used(done.path, done.offset, done.length)
+            # Gone before the next one is waited for: one span is used, the others are ahead.
+            content.release()
+    finally:
+        busy.over.set()
+        landed = False
+        try:
             for _, future in flight:
                 future.cancel()
-            wait([future for _, future in flight])
+            while not busy.is_done(0):
+                # Whoever leaves, by an error or Ctrl-C, does not wait for a server that says nothing. A thread that is
+                # just about to ask is met the next time.
+                fetcher.cut()
+                busy.is_done(0.1)
+            landed = True
+        finally:
+            # A second Ctrl-C may come before the last of them is done: nobody waits for it then.
+            pool.shutdown(wait=landed, cancel_futures=True)
+
+
+class _Busy:
+    """The transfers that are under way: Ctrl-C may come between the start of one and the note of who waits for it."""
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+        self._changed = threading.Condition()
+        self._count = 0
+
+    def fetched(self, fetcher: Fetcher, span: Span) -> bytearray:
+        """Return a span's bytes; raise NetworkFailure when nobody wants them any more."""
+        with self._changed:
+            self._count += 1
+        try:
+            if self.over.is_set():
+                raise NetworkFailure("the transfer was given up", reason="given-up")
+            return _fetched(fetcher, span, self.over)
+        finally:
+            with self._changed:
+                self._count -= 1
+                self._changed.notify_all()
+
+    def is_done(self, within_s: float) -> bool:
+        """Tell whether no transfer is under way, or none is any more within a time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._count, within_s)
 
 
 def stream_whole(fetcher: Fetcher, path: str, length: int) -> Generator[bytes, None, None]:
@@ -182,9 +230,9 @@ class _Arriving:
 
     def _pieces(self, alone: Fetcher, low: int, high: int) -> Generator[bytes, None, None]:
         span = self._span
-        longest = max(part.length for part in span.parts)
+        longest = max(max(part.length, part.unit_bytes) for part in span.parts)
         at = span.offset + low
-        with closing(alone.stream(span.path, at, high - low)) as pieces:
+        with closing(alone.stream(span.path, at, high - low, self._over)) as pieces:
             for piece in pieces:
                 if self._over.is_set():
                     raise NetworkFailure("the transfer was given up", reason="given-up")

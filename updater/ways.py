@@ -59,21 +59,28 @@ class Choice:
         return self.order[0]
 
 
-def choose_way(costs: Sequence[Cost], *, most_bytes: int | None = None, most_memory_bytes: int | None = None) -> Choice:
+def choose_way(
+    costs: Sequence[Cost],
+    *,
+    most_bytes: int | None = None,
+    beside_bytes: int = 0,
+    most_memory_bytes: int | None = None,
+) -> Choice:
     """Return the possible ways in order of the bytes they fetch, those beyond the caps left out.
 
-    `most_bytes` is policy's `max_download_bytes`; `most_memory_bytes` what this machine can spare. Raises Refused
-    (`download-cap` or `no-way`) with the sums when nothing is left.
+    `most_bytes` is policy's `max_download_bytes`, of which other files take `beside_bytes`; `most_memory_bytes` is what
+    this machine can spare. Raises Refused (`download-cap` or `no-way`) with the sums when nothing is left.
     """
     possible = [cost for cost in costs if cost.possible]
     fitting = [cost for cost in possible if most_memory_bytes is None or cost.memory_bytes <= most_memory_bytes]
-    allowed = [cost for cost in fitting if most_bytes is None or cost.fetch_bytes <= most_bytes]
+    left = None if most_bytes is None else most_bytes - beside_bytes
+    allowed = [cost for cost in fitting if left is None or cost.fetch_bytes <= left]
     if not allowed:
         if fitting:
             least = min(fitting, key=_rank)
             raise Refused(
-                f"the {least.way.value} way would fetch {least.fetch_bytes} bytes, the least of all, and policy allows "
-                f"{most_bytes}",
+                f"the {least.way.value} way would fetch {least.fetch_bytes} bytes, the least of all, with "
+                f"{beside_bytes} of other files, and policy allows {most_bytes}",
                 mend="raise `network: max_download_bytes`, or publish a delta from the running release",
                 reason="download-cap",
             )
@@ -85,7 +92,7 @@ def choose_way(costs: Sequence[Cost], *, most_bytes: int | None = None, most_mem
         )
     allowed.sort(key=_rank)
     first, others = allowed[0], [cost for cost in costs if cost is not allowed[0]]
-    reasons = [_compared(first, cost, allowed, most_bytes, most_memory_bytes) for cost in others]
+    reasons = [_compared(first, cost, allowed, left, most_memory_bytes) for cost in others]
     if not any(cost.possible for cost in others):
         reasons.insert(0, "it is the only one")
     return Choice(tuple(cost.way for cost in allowed), "; ".join(reasons))
@@ -107,12 +114,12 @@ def _why_not(cost: Cost, most_memory_bytes: int | None) -> str:
 
 
 def _compared(
-    first: Cost, other: Cost, allowed: Sequence[Cost], most_bytes: int | None, most_memory_bytes: int | None
+    first: Cost, other: Cost, allowed: Sequence[Cost], left_bytes: int | None, most_memory_bytes: int | None
 ) -> str:
     name = other.way.value
     if other in allowed:
         least = "at least " if other.at_least else ""
         return f"{name} would fetch {least}{other.fetch_bytes} bytes, not {first.fetch_bytes}"
-    if other.possible and most_bytes is not None and other.fetch_bytes > most_bytes:
+    if other.possible and left_bytes is not None and other.fetch_bytes > left_bytes:
         return f"{name} would fetch {other.fetch_bytes} bytes, more than policy allows"
     return f"{name}: {_why_not(other, most_memory_bytes)}"

@@ -112,7 +112,11 @@ def fill_slot(
 
         for start, expected in leaf_runs(hashes, root, digests, hasher, misread):
             report(start, 0)
+            before = filler.written
             filler.fill(data, 0, start, expected, source.data, "image", partial(report, start))
+            if filler.written > before:
+                # A power cut costs no more than what is fetched at a time.
+                data.flush()
         report(geometry(root).data_blocks, 0)
     data.flush()
     hashes.flush()

@@ -8,11 +8,12 @@ import os
 import signal
 import sys
 import time
+from functools import reduce
 from pathlib import Path
 
 from integration.bench.course import full, quick
 from integration.bench.page import page
-from integration.bench.report import Report, now, ratios, this_machine, update_page
+from integration.bench.report import Report, now, ratios, this_machine, this_source, update_page
 from integration.bench.run import Bench, Record
 from updater.errors import ExitCode, UpdaterError
 
@@ -31,16 +32,20 @@ def main() -> int:
         datefmt="%H:%M:%S",
         stream=sys.stderr,
     )
+    if args.again:
+        earlier = [Report.parse(path.read_text()) for path in args.again]
+        return _finish(args, reduce(Report.followed_by, earlier))
     # A stopped run leaves no namespaces behind, and a report of what it saw.
     for stop in (signal.SIGTERM, signal.SIGALRM):
         signal.signal(stop, lambda *_: sys.exit(int(ExitCode.INTERRUPTED)))
     course = quick() if args.quick else full(args.runs, args.sizes, args.pairs)
     name = "quick" if args.quick else "report"
+    source = this_source(TOP)
     began, clock, load = now(), time.monotonic(), os.getloadavg()[0]
 
     def report(record: Record) -> Report:
         machine = this_machine(args.folder, load)
-        return Report(course.name, began, time.monotonic() - clock, machine, bench.versions, record)
+        return Report(course.name, began, time.monotonic() - clock, machine, bench.versions, record, source)
 
     def save(record: Record) -> None:
         _replace(args.folder / f"{name}.json", report(record).as_json())
@@ -67,12 +72,16 @@ def main() -> int:
         code = ExitCode.INTERRUPTED
     signal.alarm(0)
     save(bench.record)
-    found = report(bench.record)
-    print(ratios(found) if args.quick else found.as_markdown(), end="")
-    if args.write_page and bench.record.samples:
-        update_page(PAGE, found.as_markdown())
+    _finish(args, report(bench.record))
     print(f"\n{args.folder / name}.html, {name}.json", file=sys.stderr)
     return int(code)
+
+
+def _finish(args: argparse.Namespace, found: Report) -> int:
+    print(ratios(found) if args.quick else found.as_markdown(), end="")
+    if args.write_page and found.record.samples:
+        update_page(PAGE, found.as_markdown())
+    return int(ExitCode.DONE)
 
 
 def _replace(target: Path, text: str) -> None:
@@ -93,6 +102,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="*", type=int, default=[256, 1024, 2048, 5120], metavar="MIB")
     parser.add_argument("--deadline", type=float, metavar="S", help="begin nothing after so many seconds, end soon")
     parser.add_argument("--write-page", action="store_true", help="put the tables into docs/benchmarks.md")
+    parser.add_argument(
+        "--again", nargs="+", type=Path, metavar="JSON", help="run nothing: the tables of these reports"
+    )
     parser.add_argument("-v", "--verbose", action="store_true")
     return parser.parse_args()
 

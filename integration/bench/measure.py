@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import platform
 import signal
 import subprocess
 import threading
@@ -16,14 +18,17 @@ from updater.errors import EnvironmentFailure
 
 _SAMPLE_S = 0.02
 _OUTPUT_BLOCK_BYTES = 512
+_KCMP = {"x86_64": 312, "aarch64": 272}
+_KCMP_VM = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
     """The cost of a command with all processes that it started.
 
-    `rss_bytes` is the largest sum of resident memory that was seen at one moment, or the most that one process ever had
-    where this is more; `written_bytes` is what was put into files, before the disk's own caching.
+    `rss_bytes` is the largest sum of resident memory that was seen at one moment, memory that processes share counted
+    once, or the most that one process ever had where this is more; `written_bytes` is what was put into files, before
+    the disk's own caching.
     """
 
     wall_s: float
@@ -72,7 +77,8 @@ def run_measured(
             while not ended.wait(_SAMPLE_S):
                 late = time.monotonic() - began > timeout_s
                 stops = late or (stop_when is not None and stop_when())
-                sizes = [memory_bytes(pid) for pid in [*family(process.pid), *also]]
+                mine = [pid for pid in family(process.pid) if pid == process.pid or not same_memory(process.pid, pid)]
+                sizes = [memory_bytes(pid) for pid in [*mine, *also]]
                 peak[0] = max(peak[0], sum(now for now, _ in sizes), *(most for _, most in sizes))
                 if stops:
                     stop[0] = True
@@ -138,8 +144,21 @@ def memory_bytes(pid: int) -> tuple[int, int]:
     return now, most
 
 
+def same_memory(pid: int, other: int) -> bool:
+    """Tell whether two processes share one memory, as a process and its child do from `vfork` to `exec`.
+
+    False where the kernel cannot tell. Source: kcmp(2).
+    """
+    number = _KCMP.get(platform.machine())
+    return number is not None and ctypes.CDLL(None).syscall(number, pid, other, _KCMP_VM, 0, 0) == 0
+
+
 def forget(path: Path) -> None:
-    """Write a file out and take it out of the page cache, so that the next reader reads the disk."""
+    """Write a file out and take it out of the page cache, so that the next reader reads the disk.
+
+    All else that waits to be written goes out too: it would be written during what is measured.
+    """
+    os.sync()
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -8,7 +8,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -35,22 +35,34 @@ from updater.slots import Slot
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way of publishing the pair, which leaves the node one way of fetching; options of `acl-release publish`."""
+    """One way of publishing the pair, which leaves the node one way of fetching; options of `acl-release publish`.
+
+    `shared` names the variant whose repository serves this one too; `network` are settings of the node.
+    """
 
     name: str
     summary: str
     older: tuple[str, ...]
     newer: tuple[str, ...]
+    shared: str = ""
+    network: Mapping[str, int] = field(default_factory=dict)
 
 
+_DELTA = (("--plain",), ("--deltas", "1", "--no-frames", "--no-packs"))
 VARIANTS = {
     variant.name: variant
     for variant in (
         Variant(
             "ours-delta",
             "ours, from a release for which there is a delta",
-            ("--plain",),
-            ("--deltas", "1", "--no-frames", "--no-packs"),
+            *_DELTA,
+        ),
+        Variant(
+            "ours-delta-1g",
+            "the same on a node that may use 1 GiB of memory",
+            *_DELTA,
+            shared="ours-delta",
+            network={"max_memory_bytes": 1 << 30},
         ),
         Variant(
             "ours-reuse",
@@ -78,26 +90,30 @@ class Ours:
         self._match = match
         self._tools = tools
         self._folder = match.folder / variant.name
-        self._site = Site(match.served / variant.name)
+        self._served = variant.shared or variant.name
+        self._site = Site(match.served / self._served)
         self._disk: Disk | None = None
         self._expected = ""
 
     def make(self) -> Making:
-        match, variant = self._match, self._variant
+        match = self._match
         releases = [match.old, match.new]
         self._folder.mkdir(parents=True, exist_ok=True)
         # A repository's newest signature is good for some days only.
-        key = [variant.older, variant.newer, publishing_digest(), f"{datetime.now(UTC):%Y-%m-%d}"]
+        key = [*self._publishing(), publishing_digest(), f"{datetime.now(UTC):%Y-%m-%d}"]
         key += [hashlib.sha256((release.folder / "manifest.json").read_bytes()).hexdigest() for release in releases]
-        making = made_once(match.served / f"{self.name}.json", key, self._made)
+        making = made_once(match.served / f"{self._served}.json", key, self._made)
         self._disk = make_disk(self._folder, match.old, roomy_layout(self._folder, releases), self._tools)
         return making
 
     def _made(self) -> Making:
         match = self._match
-        usage = make_site(self._site, match.old, match.new, self._variant.older, self._variant.newer)
+        usage = make_site(self._site, match.old, match.new, *self._publishing())
         served = sum(path.stat().st_size for path in self._site.repository.rglob("*") if path.is_file())
-        return Making(self.name, match.name, usage.wall_s, usage.cpu_s, usage.rss_bytes, served, False)
+        return Making(self._served, match.name, usage.wall_s, usage.cpu_s, usage.rss_bytes, served, False)
+
+    def _publishing(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return self._variant.older, (*self._variant.newer, *self._match.publishing)
 
     @property
     def disk(self) -> Disk:
@@ -119,8 +135,8 @@ class Ours:
         forget(disk.path)
 
     def update(self, ground: Ground, other_slot: str, stop_when: Callable[[], bool] | None = None) -> Sample:
-        url = f"{ground.url(self._match, self.name)}/repository"
-        settings = write_settings(self._folder / "config.yaml", url, self._site, self.disk)
+        url = f"{ground.url(self._match, self._served)}/repository"
+        settings = write_settings(self._folder / "config.yaml", url, self._site, self.disk, self._variant.network)
         ground.server.traffic()
         before = ground.server.carried_bytes()
         log = self._folder / "output.log"

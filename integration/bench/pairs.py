@@ -67,7 +67,7 @@ _FILE_SYSTEMS = (
     "xfs",
 )
 _SMALL_INITRD = ("drivers/virtio", "drivers/block/virtio_blk.ko", "drivers/nvme", "drivers/md/dm-verity.ko", "fs/erofs")
-# Not every file system and no network's: unpacked, two UKIs must fit into an ESP of 192 MiB.
+# What a host may boot from, and no file system of a network.
 _FULL_INITRD = (
     "drivers/virtio", "drivers/block", "drivers/nvme", "drivers/scsi", "drivers/md", "drivers/net", "drivers/hv",
     *(f"fs/{name}" for name in _FILE_SYSTEMS), "crypto", "lib", "net/core",

@@ -26,7 +26,8 @@ SCRIPTS = Path(__file__).with_name("scripts")
 class Match:
     """A pair on the bench: its two images, and the folders of this run.
 
-    `boot_bytes` is the length of the newer kernel and initrd as they are shipped, compressed.
+    `boot_bytes` is the length of the newer kernel and initrd as they are shipped, compressed; `publishing` are further
+    options with which our newer release is published.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Match:
     folder: Path
     served: Path
     boot_bytes: int
+    publishing: tuple[str, ...] = ()
 
     @property
     def length_bytes(self) -> int:

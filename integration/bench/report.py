@@ -6,10 +6,11 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from integration.bench.results import Failure, Making, Sample
 from integration.bench.run import Record
 from integration.bench.tables import (
     Table,
@@ -23,6 +24,7 @@ from integration.bench.tables import (
     target_table,
 )
 from integration.bench.targets import targets
+from updater.run import run
 
 # A load average at the start above which somebody else was at work.
 _BUSY_LOAD = 0.5
@@ -55,6 +57,16 @@ def this_machine(folder: Path, load_before: float) -> Machine:
     )
 
 
+def this_source(top: Path) -> str:
+    """Return the commit of a checkout, and whether its code differs from it; empty where there is none."""
+    git: list[str | Path] = ["git", "-C", top]
+    found = run([*git, "describe", "--always"], check=False)
+    if found.returncode != 0:
+        return ""
+    changed = run([*git, "diff", "--quiet", "HEAD", "--", "updater", "integration"], check=False).returncode
+    return found.stdout.decode().strip() + (" and changes to it" if changed else "")
+
+
 def _file_system(folder: Path) -> str:
     best = ("", "unknown")
     for line in Path("/proc/self/mounts").read_text().splitlines():
@@ -74,6 +86,44 @@ class Report:
     machine: Machine
     versions: Mapping[str, str]
     record: Record
+    source: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Report:
+        """Return a report from its JSON."""
+        raw = json.loads(text)
+        record = Record(
+            [Sample(**item) for item in raw["samples"]],
+            [Making(**item) for item in raw["makings"]],
+            [Failure(**item) for item in raw["failures"]],
+            *(raw[name] for name in ("pairs", "lines", "summaries", "notes")),
+        )
+        machine = Machine(**{**raw["machine"], "load": tuple(raw["machine"]["load"])})
+        began = datetime.fromisoformat(raw["began"])
+        return cls(raw["course"], began, raw["took_s"], machine, raw["versions"], record, raw.get("source", ""))
+
+    def followed_by(self, later: Report) -> Report:
+        """Return one report of two runs on one machine with one set of peers; the later one's makings count.
+
+        Raises ValueError where machine or versions differ.
+        """
+        if (self.machine.processor, self.versions) != (later.machine.processor, later.versions):
+            raise ValueError("two runs on different machines, or with different peers, are not one")
+        fresh = [m for m in later.record.makings if not m.reused]
+        known = {(m.contender, m.pair) for m in fresh}
+        record = Record(
+            self.record.samples + later.record.samples,
+            [m for m in self.record.makings if (m.contender, m.pair) not in known] + fresh,
+            self.record.failures + later.record.failures,
+            self.record.pairs | later.record.pairs,
+            self.record.lines | later.record.lines,
+            self.record.summaries | later.record.summaries,
+            self.record.notes | later.record.notes,
+        )
+        machine = replace(later.machine, load=(self.machine.load[0], later.machine.load[1]))
+        source = ", ".join(dict.fromkeys(filter(None, (self.source, later.source))))
+        took_s = self.took_s + later.took_s
+        return Report(later.course, self.began, took_s, machine, later.versions, record, source)
 
     @property
     def tables(self) -> list[Table]:
@@ -94,6 +144,7 @@ class Report:
             "began": self.began.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "took_s": round(self.took_s, 1),
             "machine": asdict(self.machine),
+            "source": self.source,
             "versions": dict(self.versions),
             **asdict(self.record),
             "tables": [asdict(table) for table in self.tables],
@@ -118,6 +169,8 @@ class Report:
             f"start, {machine.load[1]} at the end",
             "- " + ", ".join(f"{name} {version}" for name, version in sorted(self.versions.items())),
         ]
+        if self.source:
+            lines.append(f"- our source: {self.source}")
         if machine.load[0] >= _BUSY_LOAD:
             lines.append(
                 "- other work shared the machine: contenders take turns, so that ratios and medians of several runs "

@@ -14,6 +14,7 @@ from pathlib import Path
 from integration.bench.contenders import BY_NAME
 from integration.bench.course import ZEROS, Course, Growth, Step, Turn
 from integration.bench.link import LOCAL, Line, namespaces
+from integration.bench.making import publishing_digest
 from integration.bench.ours import VARIANTS, Ours
 from integration.bench.pairs import Pair, make_pair
 from integration.bench.peers import Peers, find_peer, peers
@@ -185,7 +186,9 @@ class Bench:
             if player is None:
                 return None
             log.info("%s: making what is served for pair %s", name, pair)
-            self.record.makings.append(player.make())
+            making = player.make()
+            if (making.contender, making.pair) not in {(m.contender, m.pair) for m in self.record.makings}:
+                self.record.makings.append(making)
             self._players[key] = player
         return self._players[key]
 
@@ -219,9 +222,15 @@ class Bench:
         return self._matches[name]
 
     def _build(self, pair: Pair, folder: Path) -> None:
+        stamp = folder / "built"
+        key = " ".join((str(pair.new.folder), str(self._tools.stub), publishing_digest()))
+        if stamp.exists() and stamp.read_text() == key:
+            return
+        stamp.unlink(missing_ok=True)
         for side, out in ((pair.old, folder / "old"), (pair.new, folder / "new")):
             shutil.rmtree(out, ignore_errors=True)
             build_side(side, out, self._tools)
+        stamp.write_text(key)
 
     @contextmanager
     def _ground(self, line: Line) -> Iterator[Ground]:

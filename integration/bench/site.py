@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def build_side(side: Side, out: Path, tools: ToolTree) -> BuiltRelease:
             initrds=[side.initrd],
             out=out,
             stub=tools.stub,
-            plain_initrd=True,
+            repacked_initrd=True,
             checked=False,
         )
     )
@@ -162,9 +162,15 @@ def make_disk(folder: Path, old: BuiltRelease, layout_file: Path, tools: ToolTre
     return disk
 
 
-def write_settings(target: Path, url: str, site: Site, disk: Disk) -> Path:
+def write_settings(target: Path, url: str, site: Site, disk: Disk, network: Mapping[str, int]) -> Path:
     """Write a node's configuration; return it."""
-    settings = {"layout": str(disk.layout_file), "mirrors": [url], "trusted_roots": str(site.trust)}
+    settings: dict[str, object] = {
+        "layout": str(disk.layout_file),
+        "mirrors": [url],
+        "trusted_roots": str(site.trust),
+    }
+    if network:
+        settings["network"] = dict(network)
     target.write_text(yaml.safe_dump(settings))
     return target
 

@@ -103,14 +103,11 @@ def factory_ledger(release: BuiltRelease) -> bytes:
 
 def _boot_files(layout: Layout, release: BuiltRelease, tools: ToolTree) -> dict[str, bytes | Path]:
     artifact = artifact_path(layout)
+    addons = {a.name: release.addon(a.name) for a in release.manifest.addons if a.slot in (None, Slot.A)}
     return {
         artifact: release.uki,
-        **{
-            f"{artifact}.extra.d/{addon.name}": release.addon(addon.name)
-            for addon in release.manifest.addons
-            if addon.slot in (None, Slot.A)
-        },
-        **loader_files(layout, release.uki, release.manifest.version, tools),
+        **{f"{artifact}.extra.d/{name}": path for name, path in addons.items()},
+        **loader_files(layout, release.uki, addons, release.manifest.version, tools),
         ESP_LEDGERS[0]: factory_ledger(release),
     }
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import struct
 import tempfile
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from integration.images.tooltree import ToolTree
@@ -95,12 +97,16 @@ def install(disk: Path, tools: ToolTree, *, core_lba: int, core_sectors: int, bo
         file.write(core)
 
 
-def loader_files(uki: bytes, version: str) -> dict[str, bytes]:
+def loader_files(uki: Path, addons: Mapping[str, Path], version: str) -> dict[str, bytes]:
     """Return what lies on the boot partition of a new disk besides the release `version` in slot a."""
-    path = grub_uki_path(Slot.A)
+    words = [(name, partial(_whole, path)) for name, path in addons.items()]
     return {
         CONFIG: _CONFIG,
         SCRIPT: shipped_script(),
         **dict.fromkeys(BLOCKS, factory_block(version)),
-        start_path(Slot.A): start_text(Slot.A, path, lambda: iter([uki]), []),
+        start_path(Slot.A): start_text(Slot.A, grub_uki_path(Slot.A), partial(_whole, uki), words),
     }
+
+
+def _whole(path: Path) -> Iterator[bytes]:
+    yield path.read_bytes()

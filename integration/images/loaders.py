@@ -20,10 +20,12 @@ def artifact_path(layout: Layout) -> str:
     return kernel_path(Slot.A) if layout.boot.backend == "gpt-priority" else uki_path(Slot.A)
 
 
-def loader_files(layout: Layout, uki: Path, version: str, tools: ToolTree) -> dict[str, bytes | Path]:
-    """Return what lies on the layout's boot partition, by path; `version` is the release's in slot a."""
+def loader_files(
+    layout: Layout, uki: Path, addons: Mapping[str, Path], version: str, tools: ToolTree
+) -> dict[str, bytes | Path]:
+    """Return what lies on the layout's boot partition, by path; `version`, `uki` and `addons` are slot a's."""
     if layout.boot.backend == "grub-env":
-        return {**grub.loader_files(uki.read_bytes(), version)}
+        return {**grub.loader_files(uki, addons, version)}
     if layout.boot.backend == "gpt-priority":
         # Its loader is the vendor's: Debian has none that knows these bits.
         return {record_path(Slot.A): record_text(version)}

@@ -53,8 +53,11 @@ _MASKED = (
     "systemd-networkd-persistent-storage.service",
     "systemd-user-sessions.service",
 )
-# What the kernel does against hostile neighbours costs an emulated processor a tenth of each boot.
+# What the kernel does against hostile neighbours costs an emulated processor a tenth of each boot, its tests of its own
+# ciphers and of the processor's jitter another tenth.
 _LAB_COMMAND_LINE = (
+    "cryptomgr.notests=1",
+    "initcall_blacklist=jent_mod_init",
     "mitigations=off",
     "init_on_alloc=0",
     "audit=0",

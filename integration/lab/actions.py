@@ -320,7 +320,8 @@ def judge_call(run: Run, done: node.Did, code: int | None, reason: str | None, o
 
 def _entry_seen(disk: Disk, esp: FatReader, pattern: str) -> str | None:
     try:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in esp.names(ENTRIES)):
+        has_files = disk.layout.boot.backend == "systemd-boot"
+        if has_files and not any(fnmatch.fnmatchcase(name, pattern) for name in esp.names(ENTRIES)):
             return None
         # A name reaches the disk before its content does: only an entry that the loader lists is there.
         names = disk.loader_order()

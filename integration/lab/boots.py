@@ -154,6 +154,11 @@ class Observer:
     # -- read by others ------------------------------------------------------------------------------------------
 
     @property
+    def is_silent(self) -> bool:
+        """Tell whether the running boot has not said a word yet."""
+        return self._now is not None and not self._now.text
+
+    @property
     def saw_watchdog(self) -> bool:
         """Tell whether the running boot's watchdog fired."""
         return self._now is not None and self._now.watchdog

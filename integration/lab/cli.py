@@ -39,8 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(
-        level=logging.DEBUG if arguments.verbose else logging.INFO, format="%(message)s", stream=sys.stderr
+        level=logging.DEBUG if arguments.verbose else logging.WARNING, format="%(message)s", stream=sys.stderr
     )
+    if not arguments.verbose:
+        # Ours alone: virt-firmware tells of every look at a variable store.
+        for name in ("integration", "updater"):
+            logging.getLogger(name).setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _leave)
     try:
         return int(arguments.run(arguments))

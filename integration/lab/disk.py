@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from updater.slots import Slot
 from updater.verity import parse_superblock
 
 _BLOCK_BYTES = 4096
+_PIECE_BYTES = 1 << 20
 _FILLER = "acl-lab-filler.bin"
 VARIABLES = "efi-variables.fd"
 
@@ -34,6 +37,23 @@ def copy_disk(source: Path, target: Path) -> None:
     """Copy a disk image; holes stay holes, and blocks are shared where the file system can."""
     target.parent.mkdir(parents=True, exist_ok=True)
     run(["cp", "--sparse=always", "--reflink=auto", "--", source, target], timeout_s=600)
+
+
+def written_pieces(descriptor: int, offset: int, length: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the MiB that are not all zero, each with its place in the range; holes are not read."""
+    at = 0
+    while at < length:
+        try:
+            data = os.lseek(descriptor, offset + at, os.SEEK_DATA) - offset
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            raise
+        at = max(at, data // _PIECE_BYTES * _PIECE_BYTES)
+        piece = os.pread(descriptor, min(_PIECE_BYTES, length - at), offset + at) if at < length else b""
+        if piece.count(0) != len(piece):
+            yield at, piece
+        at += _PIECE_BYTES
 
 
 def take_variables(stock: Stock, folder: Path) -> Path | None:
@@ -146,10 +166,8 @@ class Disk:
                     continue
                 partition = self.partition(wanted.label)
                 digest.update(repr((partition.unique_guid, partition.attributes)).encode())
-                at, end = partition.offset_bytes, partition.offset_bytes + partition.length_bytes
-                while at < end:
-                    digest.update(piece := os.pread(file.fileno(), min(1 << 20, end - at), at))
-                    at += len(piece)
+                for at, piece in written_pieces(file.fileno(), partition.offset_bytes, partition.length_bytes):
+                    digest.update(at.to_bytes(8) + piece)
         esp, uki = self.esp(), f"EFI/acl/{slot}.efi"
         for path in (uki, *(f"{uki}.extra.d/{name}" for name in sorted(esp.names(f"{uki}.extra.d")))):
             digest.update(esp.read(path) or b"absent")

@@ -33,6 +33,7 @@ class Hardware:
     watchdog: bool = True
     network: bool = True
     uefi: bool = True
+    sector_bytes: int = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ def command(
         *("-smp", "1", "-m", f"{hardware.memory_mib}"),
         *("-rtc", "base=utc,clock=host"),
         *(_uefi(emulator, None if recording else variables) if hardware.uefi else ()),
-        *(_recorded(disk, recording) if recording else _plain(disk)),
+        *(_recorded(disk, recording) if recording else _plain(disk, hardware.sector_bytes)),
         *("-device", "virtio-rng-pci"),
         # A pipe, not a socket: QEMU sends byte by byte, a socket's buffer holds some 270 such messages, and what a
         # full one does not take in time is lost.
@@ -123,6 +124,10 @@ def command(
     return argv
 
 
+def _sectors(size: int) -> str:
+    return "" if size == 512 else f",logical_block_size={size},physical_block_size={size}"
+
+
 def _uefi(emulator: Emulator, variables: Path | None) -> tuple[str, ...]:
     code = ("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={escaped(str(emulator.firmware_code))}")
     return (
@@ -130,12 +135,12 @@ def _uefi(emulator: Emulator, variables: Path | None) -> tuple[str, ...]:
     )
 
 
-def _plain(disk: Path) -> tuple[str, ...]:
+def _plain(disk: Path, sector_bytes: int) -> tuple[str, ...]:
     return (
         # Killing QEMU loses nothing that the guest's disk had acknowledged, whether the host flushed it or not.
         *("-blockdev", f"driver=file,node-name=file,filename={escaped(str(disk))},cache.no-flush=on,discard=unmap"),
         *("-blockdev", "driver=raw,node-name=disk,file=file,cache.no-flush=on,discard=unmap,detect-zeroes=unmap"),
-        *("-device", "virtio-blk-pci,drive=disk,bootindex=1"),
+        *("-device", f"virtio-blk-pci,drive=disk,bootindex=1{_sectors(sector_bytes)}"),
     )
 
 

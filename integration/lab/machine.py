@@ -20,6 +20,7 @@ from updater.errors import EnvironmentFailure
 
 T = TypeVar("T")
 _LOCK_TRIES = 50
+_MOST_REPEATED = 4
 Trigger = Callable[[], str | None]
 
 
@@ -187,9 +188,15 @@ class Machine:
                 self._changed.wait(0.25)
 
     def pause(self, most_s: float) -> None:
-        """Let something happen: return at the next change, or after `most_s` seconds without one."""
+        """Let something happen: return at the next change, or after `most_s` seconds without one.
+
+        Raises what ended the watching, such as a full disk.
+        """
         with self._changed:
-            self._changed.wait(most_s)
+            if self._failure is None:
+                self._changed.wait(most_s)
+            if self._failure is not None:
+                raise self._failure
 
     # -- the guest -----------------------------------------------------------------------------------------------
 
@@ -275,12 +282,20 @@ class Machine:
                 session.kill()
         shutdown: str | None = None
         again = False
+        repeated = 0
         try:
             while True:
                 shutdown = self._follow(session)
                 if shutdown is None or self._cut_because is not None:
                     break
                 ending = self._ending_of(shutdown)
+                # A kernel asks for its reset in several ways, one after the other, and the second request may be
+                # on its way when the first one stops the machine: before a word was said it is the same reset.
+                if ending is Ending.RESET and self.observer.is_silent and 0 < repeated < _MOST_REPEATED:
+                    repeated += 1
+                    session.reset()
+                    continue
+                repeated = 1
                 again = ending in (Ending.RESET, Ending.WATCHDOG)
                 self._ended(ending)
                 if not again or self._stop or self.given is not given or self._has_enough():

@@ -15,6 +15,7 @@ from integration.lab.emulator import Hardware
 from integration.lab.machine import Machine
 from integration.lab.publisher import link
 from integration.lab.report import Held, Report, write_reports
+from integration.lab.resector import SECTOR_BYTES, copy_with_sectors
 from integration.lab.run import Failed, Run
 from integration.lab.scenario import Scenario, Step
 from integration.lab.server import LabServer
@@ -47,11 +48,17 @@ def execute(
     try:
         for number in scenario.releases:
             stock.release(number)
-        copy_disk(start[0] if start else stock.disk, disk.path)
-        if start:
-            shutil.copyfile(start[1], folder / "efi-variables.fd")
+        if start is not None:
+            copy_disk(start[0], disk.path)
+            shutil.copyfile(start[1], folder / VARIABLES)
+        elif scenario.sector == SECTOR_BYTES:
+            copy_disk(stock.disk, disk.path)
+        else:
+            copy_with_sectors(stock.disk, disk.path, disk.layout, scenario.sector)
         repository = own_repository(stock, scenario, folder)
-        hardware = Hardware(memory_mib=scenario.memory_mib, watchdog=scenario.watchdog, uefi=disk.layout.is_uefi)
+        hardware = Hardware(
+            scenario.memory_mib, scenario.watchdog, uefi=disk.layout.is_uefi, sector_bytes=scenario.sector
+        )
         with (
             LabServer(repository) as server,
             Machine(stock.emulator, disk=disk.path, folder=folder, observer=observer, hardware=hardware) as machine,

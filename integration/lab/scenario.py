@@ -293,10 +293,11 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A whole scenario.
 
-    `layout` names the layout of the machine's disk, and with it the stock of releases. `config` goes over the node's
-    configuration; `kernel` are parameters for every boot; `units` are drop-ins for systemd units, by unit name, for the
-    initrd and the system: shorter deadlines, mostly. On a busy machine the health check's deadline grows by itself; in
-    `kernel` and `units`, `@20` stands for 20 seconds that grow likewise.
+    `layout` names the layout of the machine's disk, and with it the stock of releases; `sector` is the disk's
+    sector size in bytes. `config` goes over the node's configuration; `kernel` are parameters for every boot;
+    `units` are drop-ins for systemd units, by unit name, for the initrd and the system: shorter deadlines, mostly.
+    On a busy machine the health check's deadline grows by itself; in `kernel` and `units`, `@20` is 20 seconds that
+    grow likewise.
     """
 
     name: Name
@@ -304,6 +305,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     steps: Annotated[list[Step], limited("list 1 to 100 steps", min_length=1, max_length=100)]
     tags: list[Name] = []
     layout: Name = DEFAULT_LAYOUT
+    sector: Literal[512, 4096] = 512
     config: dict[str, Any] = {}
     kernel: list[Annotated[str, limited("write one kernel parameter", pattern=r"^[!-~]{1,200}$(?!\n)")]] = []
     units: dict[str, Text] = {}

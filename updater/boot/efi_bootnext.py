@@ -223,7 +223,7 @@ class EfiBootNext:
                 mend="stage its release again, or write one with `efibootmgr` (docs/efi-bootnext.md)",
                 reason="entry-missing",
             )
-        return Mark(slot, version, False, 0)
+        return Mark(slot, version, False, 1)
 
     def _version_of_uki(self, slot: Slot) -> str:
         release = read_os_release(self._esp.chunks(uki_path(slot))) if self._artifacts.is_there(slot) else None

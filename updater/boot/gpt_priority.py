@@ -124,6 +124,9 @@ class GptPriority:
     def commit(self, slot: Slot, *, tries: int | None) -> None:
         """Make the running `slot` the default for good: counted anew with `tries`, or uncounted when None."""
         self._require_kernel(slot, "is not committed")
+        if not self._bits(self._read(), slot.other).is_good:
+            # Two counted slots could both run out of tries, and then the loader boots nothing.
+            tries = None
         version, given = self._record(slot)
         if tries is not None and given != tries:
             self._write_record(slot, version, tries)

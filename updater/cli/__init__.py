@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -23,6 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return show_error(error, as_json=args.json)
     except KeyboardInterrupt:
         print("acl-updater: interrupted. The running release is untouched; the same command resumes.", file=sys.stderr)
+        if argv is None:
+            # A second Ctrl-C may have cut the clean-up short: no thread that waits for a mirror may hold the exit.
+            sys.stdout.flush()
+            os._exit(ExitCode.INTERRUPTED)
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
         return ExitCode.FAILED

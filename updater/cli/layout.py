@@ -72,7 +72,7 @@ def _row(layout: Layout, table: Gpt, partition: Partition, found: Found) -> str:
     what = _what(found.wanted) if found.wanted else "not in the layout"
     if found.wanted and found.wanted.role == "data" and found.wanted.slot:
         told = root_hash_told(layout, table, found.wanted.slot)
-        what += f", PARTUUIDs say {told[:16]}…" if told else ""
+        what += f", PARTUUIDs spell {told[:16]}…" if told else ""
     place = f"{_size(partition.offset_bytes):>10}  {_size(partition.length_bytes):>10}"
     return f"  {place}  {partition.number:3}  {partition.name:14}  {what}"
 
@@ -148,8 +148,8 @@ def _locked(disk: Path) -> AbstractContextManager[None]:
 
 
 def _size(length_bytes: int) -> str:
+    """Return a length in the largest unit that it is a whole number of, so that lengths can be added up."""
     for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if length_bytes >= size:
-            number = length_bytes / size
-            return f"{number:.0f} {unit}" if number == int(number) else f"{number:.1f} {unit}"
+        if length_bytes >= size and length_bytes % size == 0:
+            return f"{length_bytes // size} {unit}"
     return f"{length_bytes} B"

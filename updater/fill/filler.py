@@ -113,6 +113,11 @@ class Filler:
             costs[way] = self._cost(way, landing, list(costs.values()), thorough)
         return tuple(costs[way] for way in Way)
 
+    @property
+    def tree_bytes(self) -> int:
+        """Return what working out fetched for every way: the upper levels of the tree."""
+        return upper_bytes(self._root) if self._landing is not None else 0
+
     def fill(
         self,
         data: Blocks,

@@ -213,12 +213,21 @@ class Landing:
             self._write_differing(self.hashes, at, bytes(self._waiting))
         self._waiting.clear()
 
-    def held(self, group: int) -> bytes | None:
-        """Return what lies on the disk where a group belongs, None where it cannot be read."""
-        length = self.blocks_of(group) * BLOCK_BYTES
+    def held_into(self, group: int, room: memoryview) -> bool:
+        """Fill `room`, which begins on a page, with what lies where a group belongs; return False if it is unreadable.
+
+        What is in `room` then is not to be relied on.
+        """
         if self.states[group] == State.ZEROS:
-            return _ZEROS[:length]
-        return _readable(self.data, group * GROUP_BYTES, length)
+            room[:] = _ZEROS[: len(room)]
+            return True
+        try:
+            self.data.read_into(group * GROUP_BYTES, room)
+        except EnvironmentFailure as error:
+            if error.reason != "io-error":
+                raise
+            return False
+        return True
 
     def write_blocks(self, first: int, content: bytes | memoryview) -> None:
         """Write blocks that are proven by a hash of their own; the group's proof is still to come."""

@@ -14,8 +14,8 @@ from updater.fill.landing import Landing
 from updater.manifest import BLOCK_BYTES
 from updater.verity import GROUP_BYTES, Progress
 
-BATCH_GROUPS = 2
-"""Groups that are proven and written at a time: writes of up to 1 MiB."""
+BATCH_GROUPS = 1
+"""Groups that are proven and written at a time: writes of up to 512 KiB."""
 
 _BATCH_BYTES = BATCH_GROUPS * GROUP_BYTES
 _BATCHES = 3
@@ -24,11 +24,11 @@ _BATCHES = 3
 class Pipeline:
     """Takes groups in ascending order, proves and writes them in the background, and collects those that do not prove.
 
-    Its memory is three batches of 1 MiB that begin on a page and are used again and again, one that is gathered and one
-    at each stage, and what is compared with what lies on the disk where the last is written.
+    Its memory is three batches of 512 KiB that begin on a page and are used again and again, one that is gathered and
+    one at each stage, and what is compared with what lies on the disk where the last is written.
     """
 
-    memory_bytes = (_BATCHES + 2) * _BATCH_BYTES
+    memory_bytes = (_BATCHES + 3) * _BATCH_BYTES
 
     def __init__(self, landing: Landing, progress: Progress | None = None) -> None:
         """Work on a slot; `progress` counts the image's bytes that are in place."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from typing import NamedTuple
 
+from updater.blocks import paged
 from updater.errors import InvalidDocument
 from updater.fetch import Fetcher
 from updater.fill.framed import FRAME_BYTES_AHEAD, Located, fetch_frames, frame_spans
@@ -23,8 +24,10 @@ from updater.prefetch import most_held_bytes
 from updater.verity import GROUP_BLOCKS, READ_BYTES
 from updater.ways import Cost, Way
 
-_IN_PLACE = 0xFFFFFFFF
-_READ_BLOCKS = READ_BYTES // BLOCK_BYTES
+INDEX_BYTES_A_BLOCK = 24
+"""What looking for blocks takes for each: 20, and the runs of the map."""
+
+_IN_PLACE = _NOT_SOUGHT = 0xFFFFFFFF
 
 
 class _Piece(NamedTuple):
@@ -93,13 +96,14 @@ class ReuseWay:
                     low = run.at * BLOCK_BYTES - frame.content_offset
                     landing.write_blocks(run.first, content[low : low + run.blocks * BLOCK_BYTES])
         for group in groups:
-            pipeline.put(group, self._assembled(landing, group))
+            self._assemble(landing, group, pipeline.room(group))
+            pipeline.filled(group)
 
-    def _assembled(self, landing: Landing, group: int) -> bytearray:
-        """Return a group's blocks: those in place from the slot itself, the others from the running slot."""
+    def _assemble(self, landing: Landing, group: int, content: memoryview) -> None:
+        """Bring a group's blocks together: those in place from the slot itself, the others from the running slot."""
         assert self._map is not None
         first, count = group * GROUP_BLOCKS, landing.blocks_of(group)
-        content = bytearray(landing.held(group) or bytes(count * BLOCK_BYTES))
+        landing.held_into(group, content)
         for run in self._map.within(first, count):
             if run.pack == ZEROS:
                 low = (run.first - first) * BLOCK_BYTES
@@ -107,8 +111,7 @@ class ReuseWay:
         for block, source, length in self._copies(first, count):
             assert self._source is not None
             low = (block - first) * BLOCK_BYTES
-            content[low : low + length * BLOCK_BYTES] = self._source.read(source, length)
-        return content
+            self._source.read_into(source, content[low : low + length * BLOCK_BYTES])
 
     def _copies(self, first: int, count: int) -> Iterator[tuple[int, int, int]]:
         """Yield (block, source block, count) of what the running slot holds of a run."""
@@ -183,22 +186,24 @@ def find_held(
 ) -> array[int]:
     """Return for each block of the image where it is held: 0 nowhere, 0xffffffff in its place, n + 1 in block n.
 
-    Memory: the candidates, 9 bytes for each block, and a table of at most 12 for each that is sought. Blocks of zeros
-    and of groups that are in place are not looked for.
+    Memory: the candidates, 9 bytes for each block, and a table of 6 for each that is sought. Blocks of zeros and of
+    groups that are in place are not looked for.
     """
     in_place = bytearray(blockmap.blocks)
-    held = array("I", bytes(4 * blockmap.blocks))
-    sought = _Sought(candidates, blockmap, landing, set(groups))
+    held = array("I", [0]) * blockmap.blocks
+    sought = Sought(candidates, blockmap, set(groups))
+    room = paged(READ_BYTES)
     for group in groups:
-        if landing.states[group] != State.OTHER:
+        content = room[: landing.blocks_of(group) * BLOCK_BYTES]
+        if landing.states[group] != State.OTHER or not landing.held_into(group, content):
             continue
-        first, content = group * GROUP_BLOCKS, landing.held(group)
-        for block, short in _shorts(content or b"", first, candidates.digest_bytes):
+        for block, short in _shorts(content, group * GROUP_BLOCKS, candidates.digest_bytes):
             if sought.is_at(block, short):
                 in_place[block] = 1
-    for first in range(0, source.blocks if source else 0, _READ_BLOCKS):
+    for first in range(0, source.blocks if source else 0, READ_BYTES // BLOCK_BYTES):
         assert source is not None
-        content = source.read(first, min(_READ_BLOCKS, source.blocks - first))
+        content = room[: (source.blocks - first) * BLOCK_BYTES]
+        source.read_into(first, content)
         for old, short in _shorts(content, first, candidates.digest_bytes):
             block = sought.first_with(short)
             if block >= 0 and not held[block]:
@@ -211,65 +216,69 @@ def find_held(
     return held
 
 
-def _shorts(content: bytes, first: int, size: int) -> Iterator[tuple[int, bytes]]:
+def _shorts(content: memoryview, first: int, size: int) -> Iterator[tuple[int, bytes]]:
     sha256 = hashlib.sha256
-    view = memoryview(content)
     for at in range(0, len(content), BLOCK_BYTES):
-        yield first + at // BLOCK_BYTES, sha256(view[at : at + BLOCK_BYTES]).digest()[:size]
+        yield first + at // BLOCK_BYTES, sha256(content[at : at + BLOCK_BYTES]).digest()[:size]
 
 
-class _Sought:
+class Sought:
     """The short digests of the blocks that are looked for, as a table with open addressing."""
 
-    def __init__(self, candidates: Candidates, blockmap: BlockMap, landing: Landing, groups: set[int]) -> None:
+    def __init__(self, candidates: Candidates, blockmap: BlockMap, groups: set[int]) -> None:
+        """Look for the blocks of `groups`."""
         self._size = candidates.digest_bytes
         self._digests = candidates.digests
-        # Where each run's digests begin: blocks of zeros have none.
-        self._starts: list[tuple[int, int, int]] = []
-        at = count = 0
+        # Where the digest of each block that is looked for stands: blocks of zeros have none.
+        self._ordinals = array("I", [_NOT_SOUGHT]) * blockmap.blocks
+        ordinal = count = 0
         for run in blockmap.runs:
-            if run.pack != ZEROS:
-                self._starts.append((run.first, run.blocks, at))
-                at += run.blocks
-        for first, length, _ in self._starts:
-            count += sum(1 for block in range(first, first + length) if block // GROUP_BLOCKS in groups)
-        self._mask = (1 << max(1, (count * 3 // 2).bit_length())) - 1
-        self._table = array("I", bytes(4 * (self._mask + 1)))
-        self._twins: list[tuple[int, int]] = []
-        self._ordinals = array("I", b"\xff" * (4 * blockmap.blocks))
-        for first, length, ordinal in self._starts:
-            for block in range(first, first + length):
+            if run.pack == ZEROS:
+                continue
+            for block in range(run.first, run.first + run.blocks):
                 if block // GROUP_BLOCKS in groups:
-                    self._ordinals[block] = ordinal + block - first
-                    self._insert(block)
+                    self._ordinals[block] = ordinal
+                    count += 1
+                ordinal += 1
+        self._slots = count * 3 // 2 + 1
+        self._table = array("I", [0]) * self._slots
+        self._has_twins = False
+        for block in self._blocks():
+            self._insert(block)
 
     def is_at(self, block: int, short: bytes) -> bool:
         """Tell whether `short` is the digest of the block that belongs there."""
-        return self._ordinals[block] != 0xFFFFFFFF and self._digest(block) == short
+        return self._ordinals[block] != _NOT_SOUGHT and self._digest(block) == short
 
     def first_with(self, short: bytes) -> int:
         """Return the first block that is looked for and has this digest, -1 if none."""
-        at = int.from_bytes(short, "little") & self._mask
-        while block := self._table[at]:
-            if self._digest(block - 1) == short:
-                return block - 1
-            at = (at + 1) & self._mask
-        return -1
+        return self._table[self._slot_of(short)] - 1
 
     def tell_twins(self, held: array[int]) -> None:
         """Let blocks with equal digests share what was found for the first of them."""
-        for block, first in self._twins:
-            held[block] = held[first]
+        if self._has_twins:
+            for block in self._blocks():
+                held[block] = held[self.first_with(self._digest(block))]
+
+    def _blocks(self) -> Iterator[int]:
+        return (block for block, ordinal in enumerate(self._ordinals) if ordinal != _NOT_SOUGHT)
 
     def _insert(self, block: int) -> None:
-        short = self._digest(block)
-        at = int.from_bytes(short, "little") & self._mask
-        while other := self._table[at]:
-            if self._digest(other - 1) == short:
-                self._twins.append((block, other - 1))
-                return
-            at = (at + 1) & self._mask
-        self._table[at] = block + 1
+        slot = self._slot_of(self._digest(block))
+        if self._table[slot]:
+            self._has_twins = True
+        else:
+            self._table[slot] = block + 1
+
+    def _slot_of(self, short: bytes) -> int:
+        """Return the slot of a digest, or the empty one where it belongs.
+
+        Python's own hash has a secret seed: nobody can publish digests that all fall into one place.
+        """
+        slot = hash(short) % self._slots
+        while (block := self._table[slot]) and self._digest(block - 1) != short:
+            slot = slot + 1 if slot + 1 < self._slots else 0
+        return slot
 
     def _digest(self, block: int) -> bytes:
         at = self._ordinals[block] * self._size

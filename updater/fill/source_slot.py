@@ -42,6 +42,13 @@ class SourceSlot:
         except EnvironmentFailure as error:
             raise _unreadable(error) from error
 
+    def read_into(self, first: int, room: memoryview) -> None:
+        """Fill `room`, which begins on a page, with blocks as they lie; otherwise like `read`."""
+        try:
+            self._data.read_into(first * BLOCK_BYTES, room)
+        except EnvironmentFailure as error:
+            raise _unreadable(error) from error
+
     def proven(self, runs: Iterable[tuple[int, int]]) -> bytes:
         """Return the blocks of runs (first, count), joined, each proven; raise WayFailed (`source-damaged`)."""
         return b"".join(self._proven(first, count) for first, count in runs)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import accumulate
+from operator import eq
+from typing import NamedTuple, overload
 
 from updater.format.columns import Reader, encoded, opened
 from updater.format.transport import Reuse
@@ -12,6 +16,7 @@ from updater.manifest import BLOCK_BYTES
 
 MAP_MAGIC = b"ACLMAP\x00\x01"
 CANDIDATES_MAGIC = b"ACLCND\x00\x01"
+MOST_BLOCKS = (1 << 32) - 2
 ZEROS = 0
 """The pack number of blocks of zeros, which lie nowhere; pack n of the manifest's list has number n + 1."""
 
@@ -25,19 +30,47 @@ class Placed(NamedTuple):
     at: int
 
 
+class Runs(Sequence[Placed]):
+    """Runs of a whole image, in 12 bytes each: an image may have as many as blocks."""
+
+    def __init__(self, packs: array[int], at: array[int], lengths: Iterable[int]) -> None:
+        """Take the columns of a map, equally long."""
+        self._firsts = array("I", accumulate(lengths, initial=0))
+        self._packs = packs
+        self._at = at
+
+    def __len__(self) -> int:
+        return len(self._packs)
+
+    @overload
+    def __getitem__(self, index: int) -> Placed: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Placed]: ...
+    def __getitem__(self, index: int | slice) -> Placed | list[Placed]:
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        at = range(len(self))[index]
+        first = self._firsts[at]
+        return Placed(first, self._firsts[at + 1] - first, self._packs[at], self._at[at])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 @dataclass(frozen=True, slots=True)
 class BlockMap:
     """The runs of an image in image order, without a gap."""
 
     blocks: int
-    runs: tuple[Placed, ...]
+    runs: Sequence[Placed]
 
     def within(self, first: int, count: int) -> Iterator[Placed]:
         """Yield the runs of the image blocks `first` to `first + count`, cut to them."""
-        from bisect import bisect_right
-
         start = bisect_right(self.runs, first, key=lambda run: run.first) - 1
-        for run in self.runs[max(0, start) :]:
+        for index in range(max(0, start), len(self.runs)):
+            run = self.runs[index]
             if run.first >= first + count:
                 return
             low, high = max(run.first, first), min(run.first + run.blocks, first + count)
@@ -70,23 +103,21 @@ def parse_map(raw: bytes, reuse: Reuse, blocks: int, pack_blocks: Sequence[int],
     (`wrong-bytes`) or InvalidDocument.
     """
     table = Reader(opened(raw, reuse.map, what), what, MAP_MAGIC)
-    if table.number(1, 1 << 34, "the number of blocks") != blocks:
+    if table.number(1, MOST_BLOCKS, "the number of blocks") != blocks:
         raise table.malformed(f"it is not the map of an image of {blocks} blocks")
     count = table.number(1, blocks, "the number of runs")
     packs, at, lengths = (table.column(count) for _ in range(3))
     table.end()
-    runs: list[Placed] = []
     first = 0
     for pack, start, length in zip(packs, at, lengths, strict=True):
         if pack > len(reuse.packs) or not length or (pack == ZEROS and start):
             raise table.malformed(f"its run at block {first} is malformed")
         if pack_blocks and pack != ZEROS and start + length > pack_blocks[pack - 1]:
             raise table.malformed(f"its run at block {first} leaves pack {pack - 1}")
-        runs.append(Placed(first, length, pack, start))
         first += length
     if first != blocks:
         raise table.malformed(f"its runs have {first} blocks, and the image {blocks}")
-    return BlockMap(blocks, tuple(runs))
+    return BlockMap(blocks, Runs(packs, at, lengths))
 
 
 def encode_map(blockmap: BlockMap) -> bytes:

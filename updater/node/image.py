@@ -79,11 +79,12 @@ class ImageNode:
 
     def running(self) -> Running:
         """Return the slot that would boot now; with a trial armed that is the trial."""
-        entry = self.boot.read().next_entry
+        boot = self.boot.read()
+        entry = boot.next_entry
         if entry is None or entry.slot is None:
             raise EnvironmentFailure(
                 f"the loader of {self._image} would boot nothing of ours",
-                mend="see its /loader/entries",
+                mend=next(iter((*boot.obstacles, *boot.notes)), "see its /loader/entries"),
                 reason="no-entry",
             )
         slot = entry.slot

@@ -20,7 +20,7 @@ from updater.release.cpio import write_cpio
 from updater.release.erofs import make_root_image, pad_to_blocks
 from updater.release.hashtree import HashTree, make_hash_tree
 from updater.release.image_checks import check_root_tree, require_sound
-from updater.release.plain_initrd import write_plain_initrd
+from updater.release.plain_initrd import write_plain_initrd, write_repacked_initrd
 from updater.release.ready_image import extract_image
 from updater.release.root_tree import RootTree, open_root_tree, read_text
 from updater.release.sbom import installed_packages, make_sbom, vendor_of
@@ -49,8 +49,9 @@ class BuildInputs:
     With `slot_addons` each slot gets an addon with its verity parameters, which are in the UKI otherwise.
 
     The kernel and the initrds come from outside the tree, since each vendor builds them differently; the updater's
-    deadlines are appended to the initrds. With `plain_initrd` the UKI holds them uncompressed: see
-    docs/decisions/0008. `checked` is false only for images that are meant to be broken.
+    deadlines are appended to the initrds. With `plain_initrd` the UKI holds them uncompressed, with `repacked_initrd`
+    compressed as any node can do it again: docs/decisions/0010 and 0011. `checked` is false only for images that are
+    meant to be broken.
     """
 
     version: str
@@ -70,6 +71,7 @@ class BuildInputs:
     addon_stub: Path | None = None
     signing: SecureBoot | None = None
     plain_initrd: bool = False
+    repacked_initrd: bool = False
     slot_addons: bool = False
     etc_defaults: str = ETC_DEFAULTS
     checked: bool = True
@@ -207,10 +209,11 @@ def _build_uki(
     osrel = folder / "os-release"
     osrel.write_bytes(os_release)
     initrds = list(inputs.initrds)
-    if inputs.plain_initrd:
+    if inputs.plain_initrd or inputs.repacked_initrd:
+        write = write_plain_initrd if inputs.plain_initrd else write_repacked_initrd
         initrds = [folder / f"initrd.{number}" for number in range(len(inputs.initrds))]
-        for initrd, plain in zip(inputs.initrds, initrds, strict=True):
-            write_plain_initrd(initrd, plain)
+        for initrd, written in zip(inputs.initrds, initrds, strict=True):
+            write(initrd, written)
     parts = UkiParts(
         kernel=inputs.kernel,
         initrds=[*initrds, overlay],
@@ -235,7 +238,7 @@ def _require_room_on_the_esp(uki: Path) -> None:
     if 2 * length > _ESP_BYTES_FOR_UKIS:
         raise Refused(
             f"with its initrd unpacked the UKI has {length} bytes, and an ESP must hold two",
-            mend="build without --plain-initrd, or make the initrd smaller",
+            mend="build with --repack-initrd instead, or make the initrd smaller",
             reason="uki-too-large",
         )
 

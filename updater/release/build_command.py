@@ -42,10 +42,16 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="initrd (default: the tree's for that kernel); given again, later ones override earlier ones",
     )
-    parser.add_argument(
+    initrd = parser.add_mutually_exclusive_group()
+    initrd.add_argument(
+        "--repack-initrd",
+        action="store_true",
+        help="compress zstd initrds as nodes can do it again: a fraction of them in the next delta",
+    )
+    initrd.add_argument(
         "--plain-initrd",
         action="store_true",
-        help="unpack the initrd into the UKI: larger on the ESP, a fraction of it in the next delta",
+        help="unpack the initrd into the UKI: the same for nodes with any library, and much larger on the ESP",
     )
     parser.add_argument("--append", action="append", default=[], metavar="WORD", help="add to the command line")
     parser.add_argument("--panic-seconds", type=int, default=10, metavar="N", help="panic= (default: %(default)s)")
@@ -104,6 +110,7 @@ def run_build(args: argparse.Namespace) -> int:
                 plain_initrd=args.plain_initrd,
                 slot_addons=args.slot_addons,
                 etc_defaults=args.etc_defaults.strip("/"),
+                repacked_initrd=args.repack_initrd,
                 checked=not args.unchecked,
             )
         )

@@ -118,6 +118,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="ROLE=DURATION",
         help="how long a role's metadata lives, such as timestamp=12h; may be repeated",
     )
+    init.add_argument(
+        "--deltas",
+        type=_count,
+        default=3,
+        metavar="N",
+        help="from how many kept releases `publish` makes deltas (default: %(default)s; `deltas` in acl-release.json)",
+    )
 
     add_build_arguments(add("build", "make a release from a root tree or a root image"))
     publish = add("publish", "publish built releases", _PUBLISH)
@@ -125,9 +132,8 @@ def parser() -> argparse.ArgumentParser:
     publish.add_argument(
         "--deltas",
         type=_count,
-        default=3,
         metavar="N",
-        help="make deltas from the N releases before it (default: %(default)s)",
+        help="make deltas from the N kept releases before it (default: the repository's own, see `repo init`)",
     )
     publish.add_argument(
         "--level",

@@ -62,7 +62,7 @@ def _keys_init(args: argparse.Namespace) -> int:
 
 
 def _repo_init(args: argparse.Namespace) -> int:
-    chosen = settings.Settings(settings.lifetimes(args.expires))
+    chosen = settings.Settings(settings.lifetimes(args.expires), args.deltas)
     threshold = create.create(args.repo, _ring(args), chosen, args.root_threshold, _clock(args))
     root = args.repo / "metadata" / "1.root.json"
     lines = [
@@ -74,9 +74,10 @@ def _repo_init(args: argparse.Namespace) -> int:
 
 def _publish(args: argparse.Namespace) -> int:
     framing = replace(IMAGE, level=args.level)
-    made = Ways(frames=not args.no_frames, reuse=not args.no_packs, deltas=args.deltas, framing=framing)
-    ways = None if args.plain else made
     with _opened(args) as repository, Bars() as bars:
+        deltas = repository.settings.deltas if args.deltas is None else args.deltas
+        made = Ways(frames=not args.no_frames, reuse=not args.no_packs, deltas=deltas, framing=framing)
+        ways = None if args.plain else made
         done = publish.publish(repository, args.folders, ways, bars)
     lines = [
         f"{item.version}: published, {_megabytes(item.bytes_written)}"

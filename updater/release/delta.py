@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,16 +13,16 @@ from updater.format.recipe import Codec, Copy, Operation, Recipe, Run, encode_re
 from updater.format.transport import Delta
 from updater.manifest import BLOCK_BYTES
 from updater.release.blobs import BlobFolder
-from updater.release.bsdiff import triples
 from updater.release.frames import Progress, in_order
 from updater.release.likeness import Likeness
 from updater.release.packs import block_digests
+from updater.release.search import triples
 
 log = logging.getLogger(__name__)
 
 _LEVEL = 19
 _TRYING_LEVEL = 9
-_MOST_GAIN = 1.4
+_MOST_GAIN = 1.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class OperationSizes:
     """How large an operation may be, in blocks: together they set a node's memory."""
 
     output_blocks: int = 1024
-    source_blocks: int = 1536
+    source_blocks: int = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,11 @@ class Content:
     @classmethod
     def of(cls, raw: memoryview) -> Content:
         """Hash the blocks of `raw`; the last one is filled with zeros."""
-        return cls(raw, block_digests(raw))
+        digests = block_digests(raw)
+        if isinstance(raw.obj, mmap.mmap):
+            # What was read need not stay in this process: most of it is never looked at again.
+            raw.obj.madvise(mmap.MADV_DONTNEED)
+        return cls(raw, digests)
 
     def blocks(self, runs: Sequence[Run]) -> bytes:
         """Return the bytes of runs of blocks, joined; behind the end stand zeros."""

@@ -31,7 +31,7 @@ class Framing:
     chunk_bytes: int = 1 << 20
 
 
-IMAGE = Framing(32 << 20, 23, 19)
+IMAGE = Framing(32 << 20, 22, 19)
 PACK = Framing(1 << 20, 20, 19)
 
 

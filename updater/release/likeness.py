@@ -11,7 +11,10 @@ _WINDOW_BYTES = 16
 _SAMPLED_ONE_IN = 32
 # A window that stands in more old blocks than this (padding, tables) says nothing about likeness.
 _MOST_HOLDERS = 8
-_LEAST_VOTES = 2
+# What resembles lies together: a file's blocks stand one after the other, and those that changed most hold no window
+# that is still the same.
+_REACH_BLOCKS = 48
+_LEAST_SCORE = 0.3
 _CHUNK_BLOCKS = 512
 
 
@@ -19,7 +22,8 @@ class Likeness:
     """An index of the windows of old blocks; asked for the blocks that resemble new ones.
 
     Windows of 16 bytes are hashed at every byte, and one in 32 is kept, chosen by its hash: the same bytes are chosen
-    wherever they stand, so that shifted content is still found.
+    wherever they stand, so that shifted content is still found. The fewer blocks hold a window, the more it tells about
+    each, and about the blocks around it.
     """
 
     def __init__(self, content: memoryview, blocks: Sequence[int]) -> None:
@@ -30,6 +34,8 @@ class Likeness:
         order = np.argsort(hashes, kind="stable")
         self._hashes: Any = hashes[order]
         self._holders: Any = holders[order]
+        self._indexed: Any = np.zeros(-(-len(content) // BLOCK_BYTES), bool)
+        self._indexed[np.asarray(blocks, np.int64)] = True
 
     def resembling(self, content: memoryview, blocks: Sequence[int], most: int) -> list[int]:
         """Return up to `most` old blocks that resemble these blocks of `content`, in ascending order."""
@@ -45,11 +51,15 @@ class Likeness:
         first, holders = first[telling], holders[telling]
         if not len(first):
             return []
-        votes: Any = np.concatenate([self._holders[first[holders > n] + n] for n in range(_MOST_HOLDERS)])
-        found, counts = np.unique(votes, return_counts=True)
-        found, counts = found[counts >= _LEAST_VOTES], counts[counts >= _LEAST_VOTES]
-        best = np.argsort(-counts, kind="stable")[:most]
-        return [int(block) for block in np.sort(found[best])]
+        scores: Any = np.zeros(len(self._indexed))
+        for n in range(_MOST_HOLDERS):
+            held = holders > n
+            np.add.at(scores, self._holders[first[held] + n], 1 / holders[held].astype(float) ** 2)
+        nearby: Any = np.convolve(scores, np.bartlett(2 * _REACH_BLOCKS + 1))[_REACH_BLOCKS:-_REACH_BLOCKS]
+        nearby[~self._indexed] = 0
+        best = np.argsort(-nearby, kind="stable")[:most]
+        best = best[nearby[best] >= _LEAST_SCORE]
+        return [int(block) for block in np.sort(best)]
 
 
 def _windows(content: memoryview, blocks: Sequence[int]) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""What a repository's keeper has set: the lifetimes of metadata, and which releases each channel has offered."""
+"""What a repository's keeper has set: lifetimes of metadata, deltas, and which releases each channel has offered."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 Lifetime = Annotated[int, limited("write seconds, at least 1 and below 10 years", ge=1, le=3650 * 86_400)]
 
+Deltas = Annotated[int, limited("write a number from 0 to 32", ge=0, le=32)]
+
 
 class Offered(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The releases that a channel was promoted to, oldest first."""
@@ -38,9 +40,13 @@ class Offered(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The keeper's settings; nothing here is trusted by nodes."""
+    """The keeper's settings; nothing here is trusted by nodes.
+
+    `deltas` says from how many of the releases before it a new one gets a delta.
+    """
 
     lifetimes_s: dict[str, Lifetime]
+    deltas: Deltas = 3
     offered: list[Offered] = []
     format: Literal[1] = 1
 

@@ -26,6 +26,10 @@ log = logging.getLogger(__name__)
 LEAN_BYTES = 64 << 20
 """What packing may take where any node shall be able to do it."""
 
+# Unpacking is over before a recipe's own memory is taken, and its bound is the widest window, not the frame's own: an
+# unpacked initrd of 70 MB must not count as too much.
+_LEAN_UNPACKING_BYTES = 2 * LEAN_BYTES
+
 _LEAST_GAIN = 0.9
 
 
@@ -40,7 +44,9 @@ class _Part:
 
     @property
     def lean(self) -> bool:
-        return self.packing is not None and max(packing_bytes(self.packing), unpacking_bytes(self.frame)) <= LEAN_BYTES
+        if self.packing is None:
+            return False
+        return packing_bytes(self.packing) <= LEAN_BYTES and unpacking_bytes(self.frame) <= _LEAN_UNPACKING_BYTES
 
 
 class Ukis:

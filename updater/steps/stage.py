@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from updater.boot.protocol import BootFile
-from updater.errors import InvalidDocument, NothingToDo, Refused
+from updater.errors import EnvironmentFailure, InvalidDocument, NothingToDo, Refused
 from updater.facts import Facts
 from updater.fill.filler import Filled
 from updater.kept import Kept
@@ -58,6 +58,7 @@ def plan_stage(session: Session, repository: Repository, facts: Facts, *, to: st
         withdrawn=repository.withdrawn(),
         now=facts.now,
     )
+    refuse_damaged_table(session, facts)
     return _planned(session, facts, target, manifest, release), manifest
 
 
@@ -93,9 +94,9 @@ def refuse_in_situation(facts: Facts) -> None:
 
 
 def refuse_damaged_table(session: Session, facts: Facts) -> None:
-    """Raise Refused when the table's copies differ by no write of ours, and staging would write it."""
+    """Raise EnvironmentFailure when the table's copies differ by no write of ours, and staging would write it."""
     if facts.gpt_problem and facts.journal.phase == "idle" and session.node.layout.writes_table:
-        raise Refused(
+        raise EnvironmentFailure(
             f"{facts.gpt_problem}, and no update of ours was at work there",
             mend="find out who changed it; `acl-updater layout check --repair` writes both copies anew",
             reason="gpt-stale",
@@ -110,7 +111,6 @@ def stage(session: Session, repository: Repository, *, to: str | None) -> Plan:
     """
     facts = session.facts()
     refuse_in_situation(facts)
-    refuse_damaged_table(session, facts)
     plan, manifest = plan_stage(session, repository, facts, to=to)
     update = facts.journal.update
     if decide(facts) is Situation.STAGED and update is not None and update.release == plan.release:
@@ -321,4 +321,5 @@ def _planned(session: Session, facts: Facts, target: Target, manifest: Manifest,
         esp_needed=needed,
         esp_free=free,
         scratch_free=node.state.free_bytes(),
+        boot_partition="the ESP" if node.layout.is_uefi else "the boot partition",
     )

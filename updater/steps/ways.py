@@ -50,7 +50,9 @@ class WorkedOut:
 
     def planned(self, plan: Plan) -> Plan:
         """Return the plan with these ways."""
-        return plan.with_ways(self.image_costs, self.image_choice, self.uki_costs, self.uki_choice)
+        return plan.with_ways(
+            self.image_costs, self.image_choice, self.uki_costs, self.uki_choice, beside_bytes=self.image.tree_bytes
+        )
 
     def fill(self, data: Blocks, hashes: Blocks) -> Filled:
         """Fill the other slot and read it back."""
@@ -137,17 +139,13 @@ def worked_out(
         memory = spare_memory_bytes(network.max_memory_bytes)
         picked, uki_costs = _uki_costs(session, facts, release, transport.uki, memory)
         uki_least = min(cost.fetch_bytes for cost in uki_costs if cost.possible)
-        addons = sum(file.length_bytes for file in release.files_of(slot.other) if file.name != UKI_NAME)
+        boot_files = release.files_of(slot.other)
+        others = image.tree_bytes + sum(file.length_bytes for file in boot_files if file.name != UKI_NAME)
         cap = network.max_download_bytes
-        choice = choose_way(
-            costs, most_bytes=None if cap is None else max(0, cap - uki_least - addons), most_memory_bytes=memory
-        )
+        choice = choose_way(costs, most_bytes=cap, beside_bytes=uki_least + others, most_memory_bytes=memory)
         taken = next(cost for cost in costs if cost.way is choice.taken)
-        uki_choice = choose_way(
-            uki_costs,
-            most_bytes=None if cap is None else max(0, cap - taken.fetch_bytes - addons),
-            most_memory_bytes=memory,
-        )
+        beside = taken.fetch_bytes + others
+        uki_choice = choose_way(uki_costs, most_bytes=cap, beside_bytes=beside, most_memory_bytes=memory)
         yield WorkedOut(
             session, repository, facts, release, transport, image, costs, choice, uki_costs, uki_choice, picked.delta
         )
