@@ -1,10 +1,15 @@
-"""Which writes a disk may have kept when its power failed between two flushes."""
+"""Which writes a disk may have kept when its power failed between two flushes.
+
+Disk and variable store share one log. What the store is told is durable at once, and in order; what the disk is told
+is durable after the next flush, and until then any subset of it may be.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from integration.crash.writelog import Record
 
@@ -13,14 +18,25 @@ SECTOR_BYTES = 512
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """The writes between two flushes, in the order in which they completed.
+    """The requests between two flushes, in the order in which they completed: the disk's writes, and the store's.
 
-    What was written before is durable; of these a cut may keep any. `ends_with_flush` is False for the last one only.
+    What was written before is durable. `ends_with_flush` is False for the last one only.
     """
 
     number: int
-    writes: tuple[Record, ...]
+    records: tuple[Record, ...]
+    store_at: int
     ends_with_flush: bool
+
+    @property
+    def writes(self) -> tuple[Record, ...]:
+        """Return the writes to the disk."""
+        return tuple(record for record in self.records if record.offset < self.store_at)
+
+    @property
+    def store_writes(self) -> tuple[Record, ...]:
+        """Return the writes to the variable store."""
+        return tuple(record for record in self.records if record.offset >= self.store_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,55 +47,100 @@ class Kept:
     ranges: tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
+class Kind(Enum):
+    """How a cut chooses among an epoch's writes."""
+
+    END = "the end"
+    UP_TO = "up to write"
+    WITHOUT = "without write"
+    SEED = "seed"
+    VARIABLES = "variables up to write"
+    VARIABLES_ALONE = "only variables up to write"
+
+
+@dataclass(frozen=True, slots=True, order=True)
 class Cut:
-    """One state that a cut may leave: what is kept of an epoch, and how that was chosen."""
+    """One state that a cut may leave: how its writes are chosen, and by which of them (or which seed)."""
 
-    how: str
-    kept: tuple[Kept, ...]
+    kind: Kind
+    at: int = 0
+
+    def __str__(self) -> str:
+        return self.kind.value if self.kind is Kind.END else f"{self.kind.value} {self.at}"
 
 
-def split(records: Iterable[Record]) -> Iterator[Epoch]:
-    """Yield the epochs of a log; a flush without writes before it makes none."""
-    writes: list[Record] = []
+END = Cut(Kind.END)
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """How much of each epoch is tried: seeded subsets, and single writes dropped or last (None: all of them)."""
+
+    subsets: int = 3
+    most_single: int | None = None
+
+
+def split(records: Iterable[Record], store_at: int) -> Iterator[Epoch]:
+    """Yield the epochs of a log whose disk ends at byte `store_at`; a flush without writes before it makes none."""
+    held: list[Record] = []
     number = 0
     for record in records:
         # A flush that carries bytes covers what completed before it; its own bytes come after, and are kept at once
         # only where they are forced.
-        if record.flushes and writes:
-            yield Epoch(number, tuple(writes), ends_with_flush=True)
+        if record.flushes and held:
+            yield Epoch(number, tuple(held), store_at, ends_with_flush=True)
             number += 1
-            writes = []
+            held = []
         if record.length_bytes:
-            writes.append(record)
+            held.append(record)
             if record.forced:
-                yield Epoch(number, tuple(writes), ends_with_flush=True)
+                yield Epoch(number, tuple(held), store_at, ends_with_flush=True)
                 number += 1
-                writes = []
-    if writes:
-        yield Epoch(number, tuple(writes), ends_with_flush=False)
+                held = []
+    if held:
+        yield Epoch(number, tuple(held), store_at, ends_with_flush=False)
 
 
-def cuts(epoch: Epoch, *, subsets: int, most_dropped: int | None = None) -> Iterator[Cut]:
-    """Yield what a cut within an epoch may leave, other than all and nothing: those are the epochs' ends.
+def cuts(epoch: Epoch, depth: Depth) -> Iterator[Cut]:
+    """Yield every cut of an epoch that is tried, other than nothing, which is the end of the one before.
 
-    Each single write dropped (`most_dropped` of them, spread evenly, where that is fewer), each prefix of the order of
-    completion at the same writes, and `subsets` seeded choices in which each write is kept, dropped or torn.
+    Seeded choices in which each write is kept, dropped or torn at a sector; each prefix of the order of completion;
+    each change of the variable store, with and without the disk's writes before it; each single write dropped.
     """
-    writes = epoch.writes
+    writes, stores = epoch.writes, epoch.store_writes
+    if writes:
+        yield from (Cut(Kind.SEED, seed) for seed in range(depth.subsets if len(writes) > 1 else 1))
+        yield from (Cut(Kind.VARIABLES_ALONE, write.number) for write in stores if write.number > writes[0].number)
+    singles = {writes[index].number for index in _spread(len(writes), depth.most_single)}
+    for record in epoch.records:
+        if record is epoch.records[-1]:
+            break
+        if record.offset >= epoch.store_at:
+            yield Cut(Kind.VARIABLES, record.number)
+        elif record.number in singles:
+            yield Cut(Kind.UP_TO, record.number)
     if len(writes) > 1:
-        for index in _spread(len(writes), most_dropped):
-            kept = tuple(whole(write) for at, write in enumerate(writes) if at != index)
-            yield Cut(f"without write {writes[index].number}", kept)
-        for index in _spread(len(writes) - 1, most_dropped):
-            yield Cut(f"up to write {writes[index].number}", tuple(map(whole, writes[: index + 1])))
-    for seed in range(subsets):
-        chosen = random.Random(f"{epoch.number}/{seed}")
-        yield Cut(f"seed {seed}", tuple(_torn(writes, chosen)))
+        yield from (Cut(Kind.WITHOUT, number) for number in sorted(singles))
+    yield END
+
+
+def kept(epoch: Epoch, cut: Cut) -> tuple[Kept, ...]:
+    """Return what a cut leaves of an epoch, in the order of the log."""
+    up_to = [record for record in epoch.records if record.number <= cut.at]
+    if cut.kind is Kind.END:
+        return tuple(map(whole, epoch.records))
+    if cut.kind in (Kind.UP_TO, Kind.VARIABLES):
+        return tuple(map(whole, up_to))
+    if cut.kind is Kind.VARIABLES_ALONE:
+        return tuple(whole(record) for record in up_to if record.offset >= epoch.store_at)
+    if cut.kind is Kind.WITHOUT:
+        return tuple(whole(record) for record in epoch.records if record.number != cut.at)
+    chosen = tuple(_torn(epoch.writes, random.Random(f"{epoch.number}/{cut.at}")))
+    return (*map(whole, epoch.store_writes), *chosen)
 
 
 def whole(write: Record) -> Kept:
-    """Return a write that reached the disk from end to end."""
+    """Return a write that arrived from end to end."""
     return Kept(write, ((0, write.length_bytes),))
 
 

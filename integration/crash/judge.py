@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
+from integration.crash.esp import Damaged, Esp
 from integration.crash.medium import Medium
+from integration.crash.memory import MemoryReader, body_of, untrue
+from integration.crash.variables import Variables, read_variables
 from integration.images.tooltree import ToolTree, tool_tree
-from integration.lab.fat import FatReader, Torn
 from updater import gpt
-from updater.boot.entries import ENTRIES, is_entry_name
+from updater.boot.entries import ENTRIES, is_entry_name, parse_loader_conf
 from updater.boot.loader_model import Candidate, LoaderState, candidate, choose, in_order
+from updater.efivars import LOADER_GUID
 from updater.errors import EnvironmentFailure
 from updater.run import run
 
-_OWN_FOLDER = "lib/acl-updater"
-_CORRECTED = (0, 1)
 # What fsck.vfat says of an ESP that a cut left, and that no reader minds: a chain that no name points to is wasted
 # room; the dirty bit, the free count and a differing boot-sector copy are hints.
 _HARMLESS = (
@@ -36,6 +37,9 @@ _HARMLESS = (
     "fsck.fat",
     "files,",
 )
+_LEDGERS = ("EFI/acl/ledger-0.json", "EFI/acl/ledger-1.json")
+# What an update, the loader or the firmware may write; all other files of an ESP stay as they were.
+_CHANGING = ("efi/acl/", "loader/entries/", "loader/random-seed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,30 +56,35 @@ class Image:
 class Judged:
     """What one state would do: the entries in the loader's order, the slot that boots, and what is wrong.
 
-    `signature` is equal for states between which neither the loader nor the updater could tell a difference that
-    matters; `complaints` must be empty.
+    `loader` is equal for states between which the loader could not tell a difference that matters; `names` are all
+    that lies among the entries. `complaints` must be empty. `phase` is None where the state was not looked at.
     """
 
     order: tuple[str, ...]
+    names: tuple[str, ...]
     boots: str | None
-    signature: str
+    loader: str
     complaints: tuple[str, ...]
     remarks: tuple[str, ...] = ()
-    versions: Mapping[str, str] = field(default_factory=dict)
+    phase: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
-    """What the state partition remembers once its journal is replayed: the phase, and (slot, version) proven."""
+class _Seen:
+    """What lies on the ESP: the entries in order, the digests of the UKIs that they start, and the ledger's copies."""
 
-    phase: str
-    proven: tuple[tuple[str, str], ...]
-    complaints: tuple[str, ...]
+    order: tuple[Candidate, ...] = ()
+    names: tuple[str, ...] = ()
+    chosen: Candidate | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
+    ledgers: tuple[Mapping[str, Any], ...] = ()
+    complaints: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
 class Judge:
-    """Judges the states of one medium; remembers what it found for equal regions."""
+    """Judges the states of one medium; remembers what it found for equal regions, and looks at no region twice."""
 
     medium: Medium
     releases: Mapping[str, Image]
@@ -83,142 +92,224 @@ class Judge:
     hash_offset: int
     scratch: Path
     tools: ToolTree = field(default_factory=tool_tree)
-    _loader: dict[tuple[int, int, int, int, int], Judged] = field(default_factory=dict)
-    _slots: dict[tuple[str, int, int], str | None] = field(default_factory=dict)
-    _memories: dict[int, Memory] = field(default_factory=dict)
+    _tables: dict[tuple[int, int], gpt.Gpt | str] = field(default_factory=dict)
+    _esps: dict[tuple[int, tuple[str | None, ...]], _Seen] = field(default_factory=dict)
+    _checks: dict[bytes, tuple[str | None, tuple[str, ...]]] = field(default_factory=dict)
+    _digests: dict[tuple[object, ...], str] = field(default_factory=dict)
+    _slots: dict[tuple[str, str, int], str | None] = field(default_factory=dict)
+    _stores: dict[int, Variables] = field(default_factory=dict)
+    _loaders: dict[tuple[int, ...], Judged] = field(default_factory=dict)
+    _unchanging: Mapping[str, str] = field(default_factory=dict)
+    _memories: MemoryReader = field(init=False)
+    _variables: set[tuple[UUID, str]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._memories = MemoryReader(self.tools, self.scratch)
+        esp = Esp(self.medium.reader("esp"))
+        self._unchanging = {
+            key: self._digest(esp, file.path) for key, file in esp.files.items() if not key.startswith(_CHANGING)
+        }
+        self._variables = set(self._store().values)
 
     def judge(self, *, with_state: bool) -> Judged:
-        """Return what the medium would do as it is now; `with_state` also replays the state partition's journal."""
+        """Return what the medium would do as it is now; `with_state` also reads the state partition."""
         prints = self.medium.prints
-        key = (prints["head"], prints["tail"], prints["esp"], prints["slot-a"], prints["slot-b"])
-        found = self._loader.get(key)
+        key = tuple(prints[name] for name in ("head", "tail", "esp", "slot-a", "slot-b", "store"))
+        found = self._loaders.get(key)
         if found is None:
-            found = self._loader[key] = self._judge_loader()
-        if not with_state:
-            return found
-        memory = self._remembered()
-        complaints = (*found.complaints, *memory.complaints, *_untrue(found, memory))
-        return replace(found, signature=f"{found.signature} {memory.phase}", complaints=complaints)
+            found = self._loaders[key] = self._judge_loader()
+        return self._with_memory(found) if with_state else found
 
-    @property
-    def count(self) -> int:
-        """Return how many states of table, ESP and slots were really looked at."""
-        return len(self._loader)
+    def looked_at(self) -> dict[str, int]:
+        """Return how many states of each part were really looked at."""
+        return {
+            "tables": len(self._tables),
+            "ESPs": len(self._esps),
+            "ESP structures, by fsck.vfat": len(self._checks),
+            "slots, by veritysetup": len(self._slots),
+            "state partitions, by e2fsck": self._memories.count,
+            "variable stores": len(self._stores),
+        }
 
-    # -- the loader's side ---------------------------------------------------------------------------------------
+    # -- what boots ----------------------------------------------------------------------------------------------
 
     def _judge_loader(self) -> Judged:
+        prints = self.medium.prints
         complaints: list[str] = []
-        remarks = self._fsck(complaints)
-        try:
-            table = gpt.parse(self.medium.read, self.disk_bytes, 512)
-        except EnvironmentFailure as error:
-            return Judged((), None, "no table", (f"no table: {error.message}",))
+        if prints["slot-a"]:
+            complaints.append("the running slot was written to")
+        seen = self._seen()
+        complaints += seen.complaints
+        table = self._table()
+        if isinstance(table, str):
+            return Judged((), seen.names, None, "no table", (*complaints, table), seen.remarks)
         if not table.primary_ok:
             complaints.append("the primary table is not valid: Linux finds no partition")
-        esp = FatReader(self.medium.path("esp"), 0)
-        try:
-            listed = self._listed(esp)
-        except Torn as error:
-            return Judged((), None, "torn ESP", (f"the ESP cannot be read: {error}",))
-        state = LoaderState(candidates=tuple(listed))
-        order = in_order(state)
-        chosen = choose(state)
-        if chosen is None:
+        if seen.chosen is None:
             complaints.append("the loader finds nothing to boot")
+        elif not any(entry.name.tries_left is None for entry in seen.order):
+            complaints.append("every entry is on trial: none that is proven is left to fall back to")
         uuids = {partition.name: partition.unique_guid for partition in table.partitions}
-        for entry in order:
-            if not entry.is_bad:
-                why = self._why_unfit(esp, entry.path.strip("/"), entry.version, uuids)
-                if why:
-                    complaints.append(f"{entry.file} may be booted, but {why}")
-        files = tuple(entry.file for entry in order)
-        boots = _slot(chosen.path) if chosen else None
-        torn = sorted(name for name in esp.names(ENTRIES) if name not in files)
-        signature = f"{files} {torn} table {'whole' if table.consistent else 'half'}"
-        versions = {slot: entry.version for entry in reversed(order) if (slot := _slot(entry.path))}
-        return Judged(files, boots, signature, tuple(complaints), remarks, versions)
+        for entry in seen.order:
+            why = None if entry.is_bad else self._why_unfit(entry, seen.digests, uuids)
+            if why:
+                complaints.append(f"{entry.file} may be booted, but {why}")
+        store = self._store()
+        if not store.whole:
+            complaints.append("the firmware finds no variable store")
+        complaints += [f"the variable {name} is lost" for _, name in sorted(self._variables - set(store.values))]
+        order = tuple(entry.file for entry in seen.order)
+        torn = sorted(set(seen.names) - set(order))
+        loader = f"{', '.join(order)}{f' beside {torn}' if torn else ''}, table {_state_of(table)}"
+        boots = _slot(seen.chosen.path) if seen.chosen else None
+        return Judged(order, seen.names, boots, loader, tuple(complaints), seen.remarks)
 
-    def _listed(self, esp: FatReader) -> list[Candidate]:
-        found = []
-        for name in esp.names(ENTRIES):
-            if is_entry_name(name):
-                entry = candidate(name, esp.read(f"{ENTRIES}/{name}") or b"")
-                if entry is not None and esp.read(entry.path.strip("/"), limit_bytes=1) is not None:
-                    found.append(entry)
-        return found
+    def _table(self) -> gpt.Gpt | str:
+        key = (self.medium.prints["head"], self.medium.prints["tail"])
+        if key not in self._tables:
+            try:
+                self._tables[key] = gpt.parse(self.medium.read, self.disk_bytes, 512)
+            except EnvironmentFailure as error:
+                self._tables[key] = f"no table: {error.message}"
+        return self._tables[key]
 
-    def _why_unfit(self, esp: FatReader, path: str, version: str, uuids: Mapping[str, UUID]) -> str | None:
+    def _seen(self) -> _Seen:
+        wanted = tuple(self._variable(f"LoaderEntry{name}") for name in ("OneShot", "Preferred", "Default"))
+        key = (self.medium.prints["esp"], wanted)
+        if key not in self._esps:
+            try:
+                self._esps[key] = self._look(Esp(self.medium.reader("esp")), *wanted)
+            except Damaged as error:
+                self._esps[key] = _Seen(complaints=(f"the ESP cannot be read: {error}",))
+        return self._esps[key]
+
+    def _look(self, esp: Esp, one_shot: str | None, preferred: str | None, default: str | None) -> _Seen:
+        problem, remarks = self._fsck(esp.structure)
+        complaints = [problem] if problem else []
+        for key, digest in self._unchanging.items():
+            file = esp.files.get(key)
+            if file is None or self._digest(esp, file.path) != digest:
+                complaints.append(f"{key} on the ESP is not what it was")
+        listed = [entry for name in esp.names(ENTRIES) if (entry := _listed(esp, name)) is not None]
+        state = LoaderState(
+            candidates=tuple(listed),
+            conf=parse_loader_conf(esp.read("loader/loader.conf")),
+            one_shot=one_shot,
+            preferred=preferred,
+            default=default,
+        )
+        digests = {entry.path: self._digest(esp, entry.path.strip("/")) for entry in listed if not entry.is_bad}
+        bodies = (body_of(_content(esp, path)) for path in _LEDGERS)
+        return _Seen(
+            in_order(state),
+            tuple(sorted(esp.names(ENTRIES))),
+            choose(state),
+            digests,
+            tuple(body for body in bodies if body),
+            tuple(complaints),
+            remarks,
+        )
+
+    def _digest(self, esp: Esp, path: str) -> str:
+        """Return a file's SHA-256, computed once for each place and content."""
+        try:
+            extents = esp.extents(esp.files[path.lower()])
+        except Damaged as error:
+            return str(error)
+        key = (*extents, self.medium.print_of("esp", extents))
+        if key not in self._digests:
+            self._digests[key] = hashlib.sha256(esp.read(path) or b"").hexdigest()
+        return self._digests[key]
+
+    def _why_unfit(self, entry: Candidate, digests: Mapping[str, str], uuids: Mapping[str, UUID]) -> str | None:
         """Return why an entry's slot is not exactly a release that was published, or None."""
-        slot, image = _slot(path), self.releases.get(version)
+        slot, image = _slot(entry.path), self.releases.get(entry.version)
         if image is None or slot is None:
-            return f"its version {version!r} or its image {path} is unknown"
-        digest = hashlib.sha256(esp.read(path) or b"").hexdigest()
-        if digest != image.uki_sha256:
-            return f"{path} is not the UKI of {version}"
+            return f"its version {entry.version!r} or its image {entry.path} is unknown"
+        if digests[entry.path] != image.uki_sha256:
+            return f"{entry.path} is not the UKI of {entry.version}"
         data, tree = uuids.get(f"root-{slot}"), uuids.get(f"root-{slot}-verity")
         if (data, tree) != (UUID(image.root_hash[:32]), UUID(image.root_hash[-32:])):
-            return f"the table does not lead from {version}'s root hash to slot {slot}"
+            return f"the table does not lead from {entry.version}'s root hash to slot {slot}"
         return self._slot_damage(slot, image.root_hash)
 
     def _slot_damage(self, slot: str, root_hash: str) -> str | None:
-        key = (slot, int(root_hash[:16], 16), self.medium.prints[f"slot-{slot}"])
+        key = (slot, root_hash, self.medium.prints[f"slot-{slot}"])
         if key not in self._slots:
             both = self.medium.path(f"slot-{slot}")
-            veritysetup = self.tools.tool("veritysetup")
-            done = run([veritysetup, "verify", f"--hash-offset={self.hash_offset}", both, both, root_hash], check=False)
+            verify: list[str | Path] = [self.tools.tool("veritysetup"), "verify", f"--hash-offset={self.hash_offset}"]
+            done = run([*verify, both, both, root_hash], check=False, timeout_s=600)
             self._slots[key] = f"slot {slot} is damaged: {_last(done.stderr)}" if done.returncode else None
         return self._slots[key]
 
-    def _fsck(self, complaints: list[str]) -> tuple[str, ...]:
-        done = run([self.tools.tool("fsck.vfat"), "-n", self.medium.path("esp")], check=False)
-        if done.returncode > 1:
-            complaints.append(f"fsck.vfat cannot read the ESP: {_last(done.stderr)}")
-        lines = done.stdout.decode("utf-8", "replace").splitlines()
-        # What follows a complaint is indented: the choices that an interactive run would offer.
-        said = (line.strip() for line in lines if line.strip() and not line.startswith(" "))
-        return tuple(line for line in said if not any(harmless in line for harmless in _HARMLESS))
+    def _fsck(self, structure: bytes) -> tuple[str | None, tuple[str, ...]]:
+        if structure not in self._checks:
+            done = run([self.tools.tool("fsck.vfat"), "-n", self.medium.path("esp")], check=False)
+            problem = f"fsck.vfat cannot read the ESP: {_last(done.stderr)}" if done.returncode > 1 else None
+            lines = done.stdout.decode("utf-8", "replace").splitlines()
+            # What follows a complaint is indented: the choices that an interactive run would offer.
+            said = (line.strip() for line in lines if line.strip() and not line.startswith(" "))
+            remarks = tuple(line for line in said if not any(harmless in line for harmless in _HARMLESS))
+            self._checks[structure] = (problem, remarks)
+        return self._checks[structure]
 
-    # -- the updater's side --------------------------------------------------------------------------------------
+    # -- what is remembered --------------------------------------------------------------------------------------
 
-    def _remembered(self) -> Memory:
-        fingerprint = self.medium.prints["state"]
-        if fingerprint not in self._memories:
-            self._memories[fingerprint] = self._read_memory()
-        return self._memories[fingerprint]
+    def _with_memory(self, found: Judged) -> Judged:
+        memory = self._memories.read(self.medium.prints["state"], self.medium.path("state"))
+        seen = self._seen()
+        trials = tuple(_held(entry) for entry in seen.order if entry.name.tries_left)
+        boots = _held(seen.chosen) if seen.chosen else None
+        wrong = (*memory.complaints, *untrue(boots, trials, memory, seen.ledgers))
+        return Judged(
+            found.order,
+            found.names,
+            found.boots,
+            found.loader,
+            (*found.complaints, *wrong),
+            found.remarks,
+            memory.phase,
+        )
 
-    def _read_memory(self) -> Memory:
-        copy = self.scratch / "state.img"
-        run(["cp", "--sparse=always", "--", self.medium.path("state"), copy])
-        done = run([self.tools.tool("e2fsck"), "-p", copy], check=False)
-        if done.returncode not in _CORRECTED:
-            return Memory("lost", (), (f"e2fsck gives up on the state partition: {_last(done.stdout)}",))
-        documents, complaints = {}, []
-        for name in ("journal", "ledger"):
-            raw = run([self.tools.tool("debugfs"), "-R", f"cat {_OWN_FOLDER}/{name}.json", copy]).stdout
-            try:
-                documents[name] = json.loads(raw)["body"] if raw else {}
-            except (ValueError, KeyError):
-                # A name that reached the disk before its content did.
-                complaints.append(f"{name}.json is corrupt")
-        phase = str(documents.get("journal", {}).get("phase", "none"))
-        proven = {item["slot"]: item["release"]["version"] for item in documents.get("ledger", {}).get("proven", [])}
-        return Memory(phase, tuple(sorted(proven.items())), tuple(complaints))
+    def _store(self) -> Variables:
+        fingerprint = self.medium.prints["store"]
+        if fingerprint not in self._stores:
+            region = next(region for region in self.medium.regions if region.name == "store")
+            self._stores[fingerprint] = read_variables(self.medium.read(region.offset, region.length_bytes))
+        return self._stores[fingerprint]
 
-
-def _untrue(found: Judged, memory: Memory) -> Iterator[str]:
-    """Tell what the journal does not say, and must: a trial nobody knows of could never be judged."""
-    proven = dict(memory.proven)
-    if found.boots is not None and memory.phase in ("idle", "none"):
-        version = found.versions.get(found.boots)
-        if proven and proven.get(found.boots) != version:
-            yield f"slot {found.boots} ({version}) would boot, the journal knows of no update, the ledger of no proof"
+    def _variable(self, name: str) -> str | None:
+        value = self._store().values.get((LOADER_GUID, name))
+        return value.decode("utf-16-le", "replace").rstrip("\0") if value else None
 
 
-def _last(text: bytes) -> str:
-    return text.decode("utf-8", "replace").strip()[-200:]
+def _listed(esp: Esp, name: str) -> Candidate | None:
+    if not is_entry_name(name):
+        return None
+    path = f"{ENTRIES}/{name}"
+    entry = candidate(name, _content(esp, path) or b"", read_only=esp.files[path.lower()].read_only)
+    return entry if entry is not None and entry.path.strip("/").lower() in esp.files else None
+
+
+def _content(esp: Esp, path: str) -> bytes | None:
+    try:
+        return esp.read(path)
+    except Damaged:
+        return None
+
+
+def _held(entry: Candidate) -> tuple[str, str]:
+    return _slot(entry.path) or "?", entry.version
 
 
 def _slot(path: str) -> str | None:
     found = path.rsplit("/", 1)[-1].removesuffix(".efi")
     return found if found in ("a", "b") else None
+
+
+def _state_of(table: gpt.Gpt) -> str:
+    return "whole" if table.consistent else "half written"
+
+
+def _last(text: bytes) -> str:
+    return text.decode("utf-8", "replace").strip()[-200:]

@@ -47,6 +47,7 @@ class Medium:
         self.folder = folder
         self.regions = tuple(regions)
         self.prints = dict.fromkeys((region.name for region in regions), 0)
+        self._changed: dict[str, dict[int, int]] = {region.name: {} for region in regions}
         self._files = {region.name: os.open(self.path(region.name), os.O_RDWR | os.O_CLOEXEC) for region in regions}
 
     def __enter__(self) -> Self:
@@ -68,6 +69,28 @@ class Medium:
             os.pread(self._files[region.name], size, at - region.offset)
             for region, at, size in self._parts(offset, length)
         )
+
+    def reader(self, name: str) -> Callable[[int, int], bytes]:
+        """Return what reads a region: bytes from an offset in it, of a length."""
+        file = self._files[name]
+        return lambda offset, length: os.pread(file, length, offset)
+
+    def print_of(self, name: str, extents: Iterable[tuple[int, int]]) -> int:
+        """Return a fingerprint of the blocks of a region that these byte ranges touch; 0 when none ever changed."""
+        changed = self._changed[name]
+        found = 0
+        for offset, length in extents:
+            low, high = offset // _BLOCK_BYTES, -(-(offset + length) // _BLOCK_BYTES)
+            blocks = range(low, high)
+            for block in blocks if len(blocks) < len(changed) else [one for one in changed if low <= one < high]:
+                found ^= changed.get(block, 0)
+        return found
+
+    def put(self, offset: int, data: bytes) -> Undo:
+        """Write bytes; return what puts the old ones back."""
+        undo: Undo = []
+        self._put(offset, memoryview(data), undo)
+        return undo
 
     def keep(self, kept: Iterable[Kept], content: Callable[[Record], bytes]) -> Undo:
         """Write what was kept, in order; return what puts it back."""
@@ -120,7 +143,25 @@ class Medium:
                 undo.append((at, old))
             os.pwrite(file, new, inside)
             after = before[: inside - low] + bytes(new) + before[inside - low + size :]
-            self.prints[region.name] ^= _print(before, low) ^ _print(after, low)
+            self.prints[region.name] ^= self._reprint(region.name, low, before, after)
+
+    def _reprint(self, name: str, low: int, before: bytes, after: bytes) -> int:
+        """Note what each block's change is, against the base; return the change of the region's fingerprint."""
+        changed = self._changed[name]
+        total = 0
+        for at in range(0, len(before), _BLOCK_BYTES):
+            old, new = before[at : at + _BLOCK_BYTES], after[at : at + _BLOCK_BYTES]
+            if old == new:
+                continue
+            block = (low + at) // _BLOCK_BYTES
+            difference = _print(old, low + at) ^ _print(new, low + at)
+            total ^= difference
+            left = changed.get(block, 0) ^ difference
+            if left:
+                changed[block] = left
+            else:
+                changed.pop(block, None)
+        return total
 
 
 def split_disk(source: Path, folder: Path, regions: Sequence[Region]) -> None:
@@ -160,11 +201,8 @@ def _data_in(file: int, start: int, end: int) -> Iterable[tuple[int, bytes]]:
             at += len(data)
 
 
-def _print(data: bytes, offset: int) -> int:
-    found = 0
-    for at in range(0, len(data), _BLOCK_BYTES):
-        block = data[at : at + _BLOCK_BYTES]
-        if block != _ZERO:
-            place = (offset + at).to_bytes(16, "little")
-            found ^= int.from_bytes(blake2b(block, digest_size=8, salt=place).digest(), "little")
-    return found
+def _print(block: bytes, offset: int) -> int:
+    if block == _ZERO:
+        return 0
+    place = offset.to_bytes(16, "little")
+    return int.from_bytes(blake2b(block, digest_size=8, salt=place).digest(), "little")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 from integration.lab.actions import perform
 from integration.lab.boots import Event, Observer
-from integration.lab.disk import Disk, copy_disk
+from integration.lab.disk import VARIABLES, Disk, copy_disk
 from integration.lab.emulator import Hardware, Recording
 from integration.lab.machine import Machine
 from integration.lab.run import Failed, Run
@@ -23,6 +25,16 @@ log = logging.getLogger(__name__)
 
 _ABOUT = "recording.json"
 
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """What happens before a recording, and while it runs: two scenarios."""
+
+    name: str
+    before: bytes
+    during: bytes
+
+
 # The factory release first comes up without a recording: a first boot writes the variable store thousands of times,
 # and makes much on the state partition that no update touches.
 _BEFORE = b"""
@@ -33,7 +45,10 @@ steps:
   - power: down
   - expect: {loader: [a.conf]}
 """
-_DURING = b"""
+WHOLE = Story(
+    "whole",
+    _BEFORE,
+    b"""
 name: during
 summary: The node takes the next release over HTTP, tries it and commits it, all by itself.
 config:
@@ -47,48 +62,79 @@ steps:
   - expect:
       loader: [b*.conf, a.conf]
       unchanged: [a]
+""",
+)
+# The old name is the last of its folder's first sector, the new one the first of its third: two writes.
+_RENAME = """
+set -e; mkdir /run/renames; mount -t vfat /dev/disk/by-partlabel/esp /run/renames; mkdir /run/renames/renames;
+cd /run/renames/renames; for n in $(seq 101 113); do : > F$n; done; : > OLD; for n in $(seq 201 216); do : > F$n; done;
+sync; mv OLD NEW; sync; cd /; umount /run/renames
 """
+SHORT = Story(
+    "short",
+    _BEFORE + b"  - offline: {run: stage --to 2.0.0}\n",
+    b"""
+name: during
+summary: A name on the ESP is changed by Linux; the node arms the release that is staged, tries it and commits it.
+config:
+  health: {deadline_s: 240, hold_s: 3, interval_s: 1}
+steps:
+  - boot: {until: {running: 1}}
+  - guest: {run: %s}
+  - updater: {run: finalize, timeout_s: 400}
+  - power: reboot
+  - wait: {until: {committed: 2}, timeout_s: 400}
+  - wait: {until: {settled: 2}}
+  - power: down
+  - expect:
+      loader: [b*.conf, a.conf]
+      unchanged: [a]
+"""
+    % json.dumps(" ".join(_RENAME.split())).encode(),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
     """What a recording left: `base` is disk and variable store before it, `log` every write since.
 
-    The first `disk_bytes` of `base` are the disk, the next `store_bytes` the variable store.
+    The first `disk_bytes` of `base` are the disk, the next `store_bytes` the variable store. No two recordings have
+    the same name.
     """
 
+    name: str
     base: Path
     log: Path
     disk_bytes: int
     store_bytes: int
 
 
-def record(stock: Stock, folder: Path) -> Recorded:
-    """Return the recording in `folder`, made anew unless it is one of the same stock."""
-    about = {"format": 1, "stock": str(stock.disk.parent.name)}
+def record(stock: Stock, folder: Path, story: Story) -> Recorded:
+    """Return the recording in `folder`, made anew unless it is one of the same story and stock."""
+    about = {"format": 2, "stock": stock.disk.parent.name, "story": hashlib.sha256(repr(story).encode()).hexdigest()}
     found = folder / _ABOUT
     base, writes = folder / "base.raw", folder / "writes.log"
-    store_bytes = stock.emulator.firmware_variables.stat().st_size
-    result = Recorded(base, writes, stock.disk.stat().st_size, store_bytes)
-    if found.exists() and json.loads(found.read_text()) == about:
-        return result
+    disk_bytes, store_bytes = stock.disk.stat().st_size, stock.emulator.firmware_variables.stat().st_size
+    if found.exists() and (known := json.loads(found.read_text())) and about.items() <= known.items():
+        return Recorded(known["name"], base, writes, disk_bytes, store_bytes)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     disk = Disk(folder / "machine.raw")
     copy_disk(stock.disk, disk.path)
     with LabServer(stock.repository) as server:
-        _play(stock, _BEFORE, folder / "before", disk, server, None)
-        store = folder / "before" / "efi-variables.fd"
+        _play(stock, story.before, folder / "before", disk, server, None)
+        store = folder / "before" / VARIABLES
         if store.stat().st_size != store_bytes:
             raise EnvironmentFailure("the firmware changed the length of its store", mend="", reason="lab-log")
         with disk.path.open("r+b") as file:
-            file.seek(result.disk_bytes)
+            file.seek(disk_bytes)
             file.write(store.read_bytes())
         copy_disk(disk.path, base)
-        _play(stock, _DURING, folder / "during", disk, server, Recording(writes, result.disk_bytes, store_bytes))
+        _play(stock, story.during, folder / "during", disk, server, Recording(writes, disk_bytes, store_bytes))
     disk.path.unlink()
-    found.write_text(json.dumps(about))
-    return result
+    name = f"{story.name}-{uuid4().hex[:12]}"
+    found.write_text(json.dumps({**about, "name": name}))
+    return Recorded(name, base, writes, disk_bytes, store_bytes)
 
 
 def _play(stock: Stock, text: bytes, folder: Path, disk: Disk, server: LabServer, recording: Recording | None) -> None:

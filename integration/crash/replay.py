@@ -8,53 +8,52 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from integration.crash.epochs import Epoch, cuts, split, whole
+from integration.crash.epochs import END, Cut, Depth, Epoch, Kind, cuts, kept, split, whole
 from integration.crash.judge import Image, Judge, Judged
-from integration.crash.medium import Medium, Region, split_disk
+from integration.crash.medium import Medium, Region, Undo, split_disk
 from integration.crash.recording import Recorded
 from integration.crash.writelog import Record, WriteLog
 from updater import gpt
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class Depth:
-    """How much of each epoch is tried: seeded subsets, single writes dropped, states replayed (None: all of them).
-
-    The state partition's own journal is replayed at flush boundaries only, at most at so many of them.
-    """
-
-    subsets: int = 3
-    most_dropped: int | None = None
-    most_memories: int | None = None
+Content = Callable[[Record], bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A state that was judged: the epoch, how the cut was chosen (None: its end), and the verdict."""
+    """A state that was judged: the epoch, the cut in it, and the verdict."""
 
     epoch: int
-    how: str | None
+    cut: Cut
     judged: Judged
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch}, {self.cut}"
 
 
 @dataclass(slots=True)
 class Walk:
-    """What a walk over a recording has found."""
+    """What a walk over a recording has found; `loaders` has one point for each state that the loader can tell apart."""
 
     points: int = 0
-    boundaries: int = 0
+    epochs: int = 0
     writes: int = 0
     store_writes: int = 0
-    looked_at: int = 0
+    forced: int = 0
+    looked_at: dict[str, int] = field(default_factory=dict)
     distinct: set[tuple[int, ...]] = field(default_factory=set)
     failures: list[Point] = field(default_factory=list)
+    failed: int = 0
     remarks: Counter[str] = field(default_factory=Counter)
-    ends: list[Point] = field(default_factory=list)
-    signatures: dict[str, Point] = field(default_factory=dict)
-    kinds: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[Kind] = field(default_factory=Counter)
     touched: Counter[str] = field(default_factory=Counter)
+    names: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    loaders: dict[str, Point] = field(default_factory=dict)
+    phases: dict[str, Point] = field(default_factory=dict)
+    stores: list[Point] = field(default_factory=list)
+    ends: list[Point] = field(default_factory=list)
+    seeds: list[Point] = field(default_factory=list)
 
 
 def regions(recorded: Recorded) -> tuple[tuple[Region, ...], int]:
@@ -85,80 +84,118 @@ def regions(recorded: Recorded) -> tuple[tuple[Region, ...], int]:
     return tuple(found), place["root-a-verity"].offset_bytes - place["root-a"].offset_bytes
 
 
+def each_cut(medium: Medium, epoch: Epoch, depth: Depth, content: Content) -> Iterator[Cut]:
+    """Yield every cut of an epoch with the medium as it would be left; at the end it holds all of the epoch.
+
+    What differs between two cuts is written, not the whole epoch for each.
+    """
+    wanted = set(cuts(epoch, depth))
+    for cut in cuts(epoch, depth):
+        if cut.kind in (Kind.SEED, Kind.VARIABLES_ALONE):
+            undo = medium.keep(kept(epoch, cut), content)
+            yield cut
+            medium.take_back(undo)
+    undos: dict[int, Undo] = {}
+    for record in epoch.records:
+        undos[record.number] = medium.keep((whole(record),), content)
+        for kind in (Kind.UP_TO, Kind.VARIABLES):
+            if (cut := Cut(kind, record.number)) in wanted:
+                yield cut
+    for index, record in enumerate(epoch.records):
+        if (cut := Cut(Kind.WITHOUT, record.number)) in wanted:
+            undo = _leave_out(medium, undos[record.number], record, epoch.records[index + 1 :], content)
+            yield cut
+            medium.take_back(undo)
+    yield END
+
+
+def _leave_out(medium: Medium, old: Undo, left_out: Record, later: tuple[Record, ...], content: Content) -> Undo:
+    """Take one write out of a medium that holds its whole epoch; return what puts it back."""
+    undo: Undo = []
+    for offset, data in old:
+        undo += medium.put(offset, data)
+    for record in later:
+        low = max(record.offset, left_out.offset)
+        high = min(record.offset + record.length_bytes, left_out.offset + left_out.length_bytes)
+        if low < high:
+            undo += medium.put(low, content(record)[low - record.offset : high - record.offset])
+    return undo
+
+
 def walk(
     recorded: Recorded,
     releases: dict[str, Image],
     folder: Path,
     depth: Depth,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
 ) -> Walk:
-    """Judge every state that a cut during the recorded update may have left; `folder` is used as scratch."""
+    """Judge every state that a cut during the recorded update may have left; `folder` is used as scratch.
+
+    The state partition's own journal is replayed at flush boundaries and for the seeded choices.
+    """
     parts, hash_offset = regions(recorded)
     split_disk(recorded.base, folder / "medium", parts)
     found = Walk()
     with WriteLog(recorded.log) as writes, Medium(folder / "medium", parts) as medium:
         judge = Judge(medium, releases, recorded.disk_bytes, hash_offset, folder)
-        epochs = list(split(writes.records()))
-        every = 1 if depth.most_memories is None else max(1, len(epochs) // depth.most_memories)
+        epochs = list(split(writes.records(), recorded.disk_bytes))
+        found.epochs = len(epochs)
         for epoch in epochs:
-            stores, disk = _parted(epoch, recorded.disk_bytes)
-            found.writes += len(disk.writes)
-            found.store_writes += len(stores)
-            _count_touched(found, disk, parts)
-            for cut in cuts(
-                disk, subsets=depth.subsets if len(disk.writes) > 1 else 1, most_dropped=depth.most_dropped
-            ):
-                undo = medium.keep(cut.kept, writes.content)
-                _note(found, Point(epoch.number, cut.how, judge.judge(with_state=False)), medium)
-                medium.take_back(undo)
-            # What the firmware's store was told is durable at once.
-            medium.keep(map(whole, (*stores, *disk.writes)), writes.content)
-            with_state = epoch.number % every == 0 or epoch is epochs[-1]
-            _note(found, Point(epoch.number, None, judge.judge(with_state=with_state)), medium)
-            found.boundaries += 1
+            _count(found, epoch, parts)
+            for cut in each_cut(medium, epoch, depth, writes.content):
+                with_state = cut.kind in (Kind.END, Kind.SEED)
+                _note(found, Point(epoch.number, cut, judge.judge(with_state=with_state)), medium)
             if progress is not None:
-                progress(epoch.number + 1, len(epochs))
-        found.looked_at = judge.count
+                progress(epoch.number + 1, len(epochs), found.points)
+        found.looked_at = judge.looked_at()
     return found
 
 
-def states(recorded: Recorded, wanted: list[int], folder: Path) -> Iterator[tuple[int, Medium]]:
-    """Yield the medium as it is at the end of each wanted epoch, in order."""
+def states(recorded: Recorded, wanted: list[Point], folder: Path) -> Iterator[tuple[Point, Medium]]:
+    """Yield the medium as it is at each wanted point, in the order of the log."""
     parts, _ = regions(recorded)
     split_disk(recorded.base, folder / "medium", parts)
-    left = sorted(set(wanted))
+    left = sorted(wanted, key=lambda point: point.epoch)
     with WriteLog(recorded.log) as writes, Medium(folder / "medium", parts) as medium:
-        for epoch in split(writes.records()):
+        for epoch in split(writes.records(), recorded.disk_bytes):
+            while left and left[0].epoch == epoch.number:
+                undo = medium.keep(kept(epoch, left[0].cut), writes.content)
+                yield left.pop(0), medium
+                medium.take_back(undo)
             if not left:
                 return
-            medium.keep(map(whole, epoch.writes), writes.content)
-            if epoch.number == left[0]:
-                left.pop(0)
-                yield epoch.number, medium
-
-
-def _parted(epoch: Epoch, disk_bytes: int) -> tuple[tuple[Record, ...], Epoch]:
-    stores = tuple(write for write in epoch.writes if write.offset >= disk_bytes)
-    disk = tuple(write for write in epoch.writes if write.offset < disk_bytes)
-    return stores, Epoch(epoch.number, disk, epoch.ends_with_flush)
+            medium.keep(map(whole, epoch.records), writes.content)
 
 
 def _note(found: Walk, point: Point, medium: Medium) -> None:
+    judged, kind = point.judged, point.cut.kind
     found.points += 1
-    found.kinds["a flush boundary" if point.how is None else point.how.split()[0]] += 1
+    found.kinds[kind] += 1
     found.distinct.add(tuple(medium.prints.values()))
-    found.remarks.update(point.judged.remarks)
-    if point.judged.complaints:
-        found.failures.append(point)
-        log.error("epoch %d, %s: %s", point.epoch, point.how or "its end", "; ".join(point.judged.complaints))
-    if point.how is None:
+    found.remarks.update(judged.remarks)
+    found.names[judged.names] += 1
+    if judged.complaints:
+        found.failed += 1
+        if len(found.failures) < 200:
+            found.failures.append(point)
+            log.error("%s: %s", point, "; ".join(judged.complaints))
+    found.loaders.setdefault(judged.loader, point)
+    if judged.phase is not None:
+        found.phases.setdefault(f"{judged.loader}, {judged.phase}", point)
+    if kind is Kind.END:
         found.ends.append(point)
-        found.signatures.setdefault(point.judged.signature, point)
+    elif kind is Kind.SEED:
+        found.seeds.append(point)
+    elif kind in (Kind.VARIABLES, Kind.VARIABLES_ALONE):
+        found.stores.append(point)
 
 
-def _count_touched(found: Walk, epoch: Epoch, parts: tuple[Region, ...]) -> None:
-    for write in epoch.writes:
+def _count(found: Walk, epoch: Epoch, parts: tuple[Region, ...]) -> None:
+    found.writes += len(epoch.writes)
+    found.store_writes += len(epoch.store_writes)
+    found.forced += sum(record.forced for record in epoch.records)
+    for write in epoch.records:
         for region in parts:
             if region.offset <= write.offset < region.end:
                 found.touched[region.name] += 1

@@ -72,19 +72,19 @@ class WriteLog:
             if flags & _MARK:
                 at += _rounded(content_bytes, self.sector_bytes)
                 continue
-            has_content = length > 0 and not flags & _DISCARD
-            if has_content and content_bytes not in (0, length):
+            # The kernel's log says how long the content is, QEMU's leaves that at 0. A discard brings none.
+            content = 0 if flags & _DISCARD else length
+            if content_bytes not in (0, content) or at + content > end:
                 raise self._broken(number)
             yield Record(
                 number,
                 sector * self.sector_bytes,
                 length,
-                at if has_content and content_bytes else None,
+                at if content else None,
                 bool(flags & _FLUSH),
                 bool(flags & _FUA),
             )
-            # A discard's entry tells a length and brings nothing.
-            at += content_bytes if has_content else 0
+            at += content
 
     def content(self, record: Record) -> bytes:
         """Return a write's bytes; zeros for a discard, which a disk may answer so."""
