@@ -65,7 +65,7 @@ class Esp:
 
     def names(self, folder: str) -> list[str]:
         """Return the names of a folder's files, in its order."""
-        low = f"{folder}/".lower()
+        low = f"{folder}/".lower() if folder else ""
         paths = (file.path for key, file in self.files.items() if key.startswith(low))
         return [path[len(low) :] for path in paths if "/" not in path[len(low) :]]
 
