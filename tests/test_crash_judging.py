@@ -144,6 +144,8 @@ A, B = ("a", "1.0.0"), ("b", "2.0.0")
         (B, (B,), Memory("armed", B, (ledger(2, A, armed=B),)), (), 0),
         (B, (B,), Memory("staged", B, (ledger(2, A),)), (ledger(3, A, armed=B),), 0),
         (B, (), Memory("committing", B, (ledger(3, A),)), (ledger(4, A, B),), 0),
+        (B, (), Memory("committing", B, (ledger(3, A, armed=B),)), (), 0),
+        (B, (), Memory("armed", B, (ledger(3, A, armed=B),)), (), 1),
         (B, (B,), Memory("idle", None, (ledger(2, A),)), (), 1),
         (B, (B,), Memory("armed", A, (ledger(2, A),)), (), 1),
         (B, (), Memory("idle", None, (ledger(5, A),)), (ledger(4, A, B),), 1),

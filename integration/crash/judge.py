@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,14 @@ _HARMLESS = (
     "Reclaiming",
     "unused cluster",
     "There are differences between boot sector and its backup",
-    "differences:",
+    "ifferences:",
     "Not automatically fixing",
     "Leaving filesystem unchanged",
     "Orphaned long file name part",
     "fsck.fat",
     "files,",
 )
+_NUMBER = re.compile(r"\d+")
 _LEDGERS = ("EFI/acl/ledger-0.json", "EFI/acl/ledger-1.json")
 # What an update, the loader or the firmware may write; all other files of an ESP stay as they were.
 _CHANGING = ("efi/acl/", "loader/entries/", "loader/random-seed")
@@ -109,7 +111,7 @@ class Judge:
         self._unchanging = {
             key: self._digest(esp, file.path) for key, file in esp.files.items() if not key.startswith(_CHANGING)
         }
-        self._variables = set(self._store().values)
+        self._variables = set(self.variables().values)
 
     def judge(self, *, with_state: bool) -> Judged:
         """Return what the medium would do as it is now; `with_state` also reads the state partition."""
@@ -130,6 +132,14 @@ class Judge:
             "state partitions, by e2fsck": self._memories.count,
             "variable stores": len(self._stores),
         }
+
+    def variables(self) -> Variables:
+        """Return what the firmware finds in the medium's variable store."""
+        fingerprint = self.medium.prints["store"]
+        if fingerprint not in self._stores:
+            region = next(region for region in self.medium.regions if region.name == "store")
+            self._stores[fingerprint] = read_variables(self.medium.read(region.offset, region.length_bytes))
+        return self._stores[fingerprint]
 
     # -- what boots ----------------------------------------------------------------------------------------------
 
@@ -154,7 +164,7 @@ class Judge:
             why = None if entry.is_bad else self._why_unfit(entry, seen.digests, uuids)
             if why:
                 complaints.append(f"{entry.file} may be booted, but {why}")
-        store = self._store()
+        store = self.variables()
         if not store.whole:
             complaints.append("the firmware finds no variable store")
         complaints += [f"the variable {name} is lost" for _, name in sorted(self._variables - set(store.values))]
@@ -246,11 +256,7 @@ class Judge:
         if structure not in self._checks:
             done = run([self.tools.tool("fsck.vfat"), "-n", self.medium.path("esp")], check=False)
             problem = f"fsck.vfat cannot read the ESP: {_last(done.stderr)}" if done.returncode > 1 else None
-            lines = done.stdout.decode("utf-8", "replace").splitlines()
-            # What follows a complaint is indented: the choices that an interactive run would offer.
-            said = (line.strip() for line in lines if line.strip() and not line.startswith(" "))
-            remarks = tuple(line for line in said if not any(harmless in line for harmless in _HARMLESS))
-            self._checks[structure] = (problem, remarks)
+            self._checks[structure] = (problem, tuple(_remarks(done.stdout.decode("utf-8", "replace").splitlines())))
         return self._checks[structure]
 
     # -- what is remembered --------------------------------------------------------------------------------------
@@ -271,16 +277,22 @@ class Judge:
             memory.phase,
         )
 
-    def _store(self) -> Variables:
-        fingerprint = self.medium.prints["store"]
-        if fingerprint not in self._stores:
-            region = next(region for region in self.medium.regions if region.name == "store")
-            self._stores[fingerprint] = read_variables(self.medium.read(region.offset, region.length_bytes))
-        return self._stores[fingerprint]
-
     def _variable(self, name: str) -> str | None:
-        value = self._store().values.get((LOADER_GUID, name))
+        value = self.variables().values.get((LOADER_GUID, name))
         return value.decode("utf-16-le", "replace").rstrip("\0") if value else None
+
+
+def _remarks(lines: Iterable[str]) -> Iterator[str]:
+    """Yield what fsck.vfat complains of; a complaint about a file is its path, and what it is in the next line."""
+    file = ""
+    for line in lines:
+        if line.startswith("/"):
+            file = line.strip()
+        elif file and line.startswith(" "):
+            yield f"{file}: {_NUMBER.sub('N', line.strip())}"
+            file = ""
+        elif line.strip() and not line.startswith(" ") and not any(harmless in line for harmless in _HARMLESS):
+            yield line.strip()
 
 
 def _listed(esp: Esp, name: str) -> Candidate | None:

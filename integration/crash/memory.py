@@ -105,5 +105,10 @@ def untrue(
     for slot, version in trials:
         if (slot, version) not in proven and not memory.knows_trial(slot, version, esp):
             yield f"slot {slot} ({version}) is on trial, and neither journal (phase {memory.phase}) nor ledger knows"
-    if boots is not None and boots not in trials and boots not in proven:
-        yield f"slot {boots[0]} ({boots[1]}) would boot without guard, and the ledger has no proof of it"
+    # The journal says that the verdict was to commit before the entry becomes good, the ledger says so after it.
+    known = boots in proven or (memory.phase == "committing" and memory.about == boots)
+    if boots is not None and boots not in trials and not known:
+        yield (
+            f"slot {boots[0]} ({boots[1]}) would boot without guard, "
+            f"and neither journal (phase {memory.phase}) nor ledger knows"
+        )

@@ -43,6 +43,8 @@ class Walk:
     forced: int = 0
     looked_at: dict[str, int] = field(default_factory=dict)
     distinct: set[tuple[int, ...]] = field(default_factory=set)
+    disks: set[tuple[int, ...]] = field(default_factory=set)
+    variable_changes: int = 0
     failures: list[Point] = field(default_factory=list)
     failed: int = 0
     remarks: Counter[str] = field(default_factory=Counter)
@@ -141,11 +143,15 @@ def walk(
         judge = Judge(medium, releases, recorded.disk_bytes, hash_offset, folder)
         epochs = list(split(writes.records(), recorded.disk_bytes))
         found.epochs = len(epochs)
+        variables = judge.variables().states
         for epoch in epochs:
             _count(found, epoch, parts)
             for cut in each_cut(medium, epoch, depth, writes.content):
                 with_state = cut.kind in (Kind.END, Kind.SEED)
                 _note(found, Point(epoch.number, cut, judge.judge(with_state=with_state)), medium)
+                if cut.kind in (Kind.VARIABLES, Kind.END):
+                    before, variables = variables, judge.variables().states
+                    found.variable_changes += before != variables
             if progress is not None:
                 progress(epoch.number + 1, len(epochs), found.points)
         found.looked_at = judge.looked_at()
@@ -173,6 +179,7 @@ def _note(found: Walk, point: Point, medium: Medium) -> None:
     found.points += 1
     found.kinds[kind] += 1
     found.distinct.add(tuple(medium.prints.values()))
+    found.disks.add(tuple(value for name, value in medium.prints.items() if name != "store"))
     found.remarks.update(judged.remarks)
     found.names[judged.names] += 1
     if judged.complaints:

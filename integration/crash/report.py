@@ -25,7 +25,9 @@ def report(found: Walk, told: Sequence[Told], *, seconds: float) -> dict[str, ob
         "verdict": "fail" if found.failed or failed(told) else "pass",
         "points": found.points,
         "points_by_kind": {_KINDS[kind]: count for kind, count in found.kinds.items()},
-        "distinct_disks": len(found.distinct),
+        "distinct_states": len(found.distinct),
+        "distinct_disks": len(found.disks),
+        "changes_of_a_variables_state": found.variable_changes,
         "flush_epochs": found.epochs,
         "writes": found.writes,
         "store_writes": found.store_writes,
@@ -57,10 +59,11 @@ def summary(found: Walk, told: Sequence[Told], *, seconds: float) -> str:
         f"{found.writes} writes to the disk in {found.epochs} flush epochs, {found.store_writes} to the variable store",
         *(f"{count:7} {_KINDS[kind]}" for kind, count in found.kinds.most_common()),
         f"really looked at: {', '.join(f'{count} {what}' for what, count in found.looked_at.items())}",
+        f"{found.variable_changes} changes of a variable's state",
         f"{len(found.loaders)} states that the loader can tell apart",
         "",
-        f"{found.points} points, {len(found.distinct)} distinct disks, judged in {seconds:.0f} s: "
-        f"{found.failed} failures",
+        f"{found.points} points: {len(found.disks)} distinct disks, {len(found.distinct)} with their variable stores, "
+        f"judged in {seconds:.0f} s: {found.failed} failures",
         f"{len(told)} of them booted to the end of their story, {boots} boots: {len(failed(told))} failures",
     ]
     lines += [f"  FAILED {words(point)}" for point in found.failures[:_MOST_SHOWN]]

@@ -24,29 +24,29 @@ Name = tuple[UUID, str]
 
 @dataclass(frozen=True, slots=True)
 class Variables:
-    """The values that count, and where the state bytes of all variables lie; `whole` is False for no store at all."""
+    """The values that count, and the state of each record by its place; `whole` is False for no store at all."""
 
     whole: bool
     values: Mapping[Name, bytes]
-    states_at: frozenset[int]
+    states: tuple[tuple[int, int], ...]
 
 
 def read_variables(store: bytes) -> Variables:
     """Return what edk2 finds in a store (the raw bytes of its pflash)."""
     if store[_VOLUME_SIGNATURE_AT : _VOLUME_SIGNATURE_AT + 4] != b"_FVH":
-        return Variables(False, {}, frozenset())
+        return Variables(False, {}, ())
     start = struct.unpack_from("<H", store, _VOLUME_HEADER_LENGTH_AT)[0]
     kind = UUID(bytes_le=store[start : start + 16])
     length, form, health = struct.unpack_from("<IBB", store, start + 16)
     if kind != _AUTHENTICATED or (form, health) != (_FORMATTED, _HEALTHY):
-        return Variables(False, {}, frozenset())
+        return Variables(False, {}, ())
     added: dict[Name, bytes] = {}
     leaving: dict[Name, bytes] = {}
-    states = set()
+    states: list[tuple[int, int]] = []
     at, end = start + _STORE_HEADER_BYTES, start + length
     while at + _HEADER_BYTES <= end and struct.unpack_from("<H", store, at)[0] == _START_ID:
         state = store[at + _STATE_AT]
-        states.add(at + _STATE_AT)
+        states.append((at, state))
         name_bytes, value_bytes = struct.unpack_from("<II", store, at + 36)
         # A header that a cut left half-written: its lengths mean nothing, and edk2 stops here as well.
         if state == _ERASED or at + _HEADER_BYTES + name_bytes + value_bytes > end:
@@ -60,4 +60,4 @@ def read_variables(store: bytes) -> Variables:
         elif state == _LEAVING:
             leaving[key] = value
         at = (body + name_bytes + value_bytes + 3) & ~3
-    return Variables(True, {**leaving, **added}, frozenset(states))
+    return Variables(True, {**leaving, **added}, tuple(states))
