@@ -38,6 +38,8 @@ _HARMLESS = (
     "fsck.fat",
     "files,",
 )
+# A folder on the ESP in which a recording may change names; what begins with F only fills it.
+RENAMES = "renames"
 _NUMBER = re.compile(r"\d+")
 _LEDGERS = ("EFI/acl/ledger-0.json", "EFI/acl/ledger-1.json")
 # What an update, the loader or the firmware may write; all other files of an ESP stay as they were.
@@ -169,7 +171,7 @@ class Judge:
             complaints.append("the firmware finds no variable store")
         complaints += [f"the variable {name} is lost" for _, name in sorted(self._variables - set(store.values))]
         order = tuple(entry.file for entry in seen.order)
-        torn = sorted(set(seen.names) - set(order))
+        torn = sorted(name for name in set(seen.names) - set(order) if "/" not in name)
         loader = f"{', '.join(order)}{f' beside {torn}' if torn else ''}, table {_state_of(table)}"
         boots = _slot(seen.chosen.path) if seen.chosen else None
         return Judged(order, seen.names, boots, loader, tuple(complaints), seen.remarks)
@@ -212,7 +214,7 @@ class Judge:
         bodies = (body_of(_content(esp, path)) for path in _LEDGERS)
         return _Seen(
             in_order(state),
-            tuple(sorted(esp.names(ENTRIES))),
+            (*sorted(esp.names(ENTRIES)), *_renamed(esp)),
             choose(state),
             digests,
             tuple(body for body in bodies if body),
@@ -301,6 +303,10 @@ def _listed(esp: Esp, name: str) -> Candidate | None:
     path = f"{ENTRIES}/{name}"
     entry = candidate(name, _content(esp, path) or b"", read_only=esp.files[path.lower()].read_only)
     return entry if entry is not None and entry.path.strip("/").lower() in esp.files else None
+
+
+def _renamed(esp: Esp) -> list[str]:
+    return [f"{RENAMES}/{name}" for name in sorted(esp.names(RENAMES)) if not name.startswith("F")]
 
 
 def _content(esp: Esp, path: str) -> bytes | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
+from integration.crash.judge import RENAMES
 from integration.lab.actions import perform
 from integration.lab.boots import Event, Observer
 from integration.lab.disk import VARIABLES, Disk, copy_disk
@@ -64,11 +65,12 @@ steps:
       unchanged: [a]
 """,
 )
-# The old name is the last of its folder's first sector, the new one the first of its third: two writes.
-_RENAME = """
-set -e; mkdir /run/renames; mount -t vfat /dev/disk/by-partlabel/esp /run/renames; mkdir /run/renames/renames;
-cd /run/renames/renames; for n in $(seq 101 113); do : > F$n; done; : > OLD; for n in $(seq 201 216); do : > F$n; done;
-sync; mv OLD NEW; sync; cd /; umount /run/renames
+# The old name is the last of its folder's first sector, the new one the first of its third: two writes. What stands
+# before them is written first, so that a cut of the rename leaves nothing else out.
+_RENAME = f"""
+set -e; mkdir /run/esp; mount -t vfat /dev/disk/by-partlabel/esp /run/esp; mkdir /run/esp/{RENAMES};
+cd /run/esp/{RENAMES}; for n in $(seq 101 113); do : > F$n; done; : > OLD; for n in $(seq 201 216); do : > F$n; done;
+sync; mv OLD NEW; sync; cd /; umount /run/esp
 """
 SHORT = Story(
     "short",

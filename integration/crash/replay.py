@@ -34,7 +34,11 @@ class Point:
 
 @dataclass(slots=True)
 class Walk:
-    """What a walk over a recording has found; `loaders` has one point for each state that the loader can tell apart."""
+    """What a walk over a recording has found.
+
+    `loaders` has one point for each state that the loader can tell apart. `names` counts what lay among the entries,
+    behind what lay there at the flush before.
+    """
 
     points: int = 0
     epochs: int = 0
@@ -50,7 +54,7 @@ class Walk:
     remarks: Counter[str] = field(default_factory=Counter)
     kinds: Counter[Kind] = field(default_factory=Counter)
     touched: Counter[str] = field(default_factory=Counter)
-    names: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    names: Counter[tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=Counter)
     loaders: dict[str, Point] = field(default_factory=dict)
     phases: dict[str, Point] = field(default_factory=dict)
     stores: list[Point] = field(default_factory=list)
@@ -181,7 +185,7 @@ def _note(found: Walk, point: Point, medium: Medium) -> None:
     found.distinct.add(tuple(medium.prints.values()))
     found.disks.add(tuple(value for name, value in medium.prints.items() if name != "store"))
     found.remarks.update(judged.remarks)
-    found.names[judged.names] += 1
+    found.names[found.ends[-1].judged.names if found.ends else judged.names, judged.names] += 1
     if judged.complaints:
         found.failed += 1
         if len(found.failures) < 200:

@@ -35,7 +35,10 @@ def report(found: Walk, told: Sequence[Told], *, seconds: float) -> dict[str, ob
         "looked_at": found.looked_at,
         "walk_seconds": round(seconds),
         "loader_states": {loader: str(point) for loader, point in found.loaders.items()},
-        "entries_seen": {", ".join(names) or "none": count for names, count in found.names.items()},
+        "entries_after": {
+            f"{', '.join(before) or 'none'} -> {', '.join(names) or 'none'}": count
+            for (before, names), count in found.names.items()
+        },
         "fsck_remarks": dict(found.remarks),
         "failures": [words(point) for point in found.failures],
         "stories": [
