@@ -62,7 +62,7 @@ class MemoryReader:
 
     def _read(self, partition: Path) -> Memory:
         copy = self.scratch / "state.img"
-        run(["cp", "--sparse=always", "--", partition, copy])
+        run(["cp", "--reflink=auto", "--", partition, copy])
         done = run([self.tools.tool("e2fsck"), "-p", copy], check=False)
         if done.returncode not in _CORRECTED:
             said = done.stdout.decode("utf-8", "replace").strip()[-200:]
