@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
 
+import pytest
+
 from integration.crash.epochs import END, Cut, Kind
+from integration.crash.freeze import parse_point
 from integration.crash.judge import Judged
 from integration.crash.replay import Point, Walk
 from integration.crash.report import report, summary
@@ -68,6 +72,17 @@ def test_only_a_story_of_this_recording_that_ended_well_is_not_told_again(tmp_pa
     assert told_before("whole-1", one, tmp_path) is None
     file.write_text("{")
     assert told_before("whole-1", one, tmp_path) is None
+
+
+@pytest.mark.parametrize("cut", [END, *(Cut(kind, 12990) for kind in Kind if kind is not Kind.END)])
+def test_a_point_is_read_back_from_its_words(cut: Cut) -> None:
+    assert parse_point(str(point(301, cut))) == (301, cut)
+
+
+@pytest.mark.parametrize("text", ["", "301", "epoch 301", "epoch 301, the end 5", "epoch 301, seed", "epoch 3, half"])
+def test_words_that_are_no_point_are_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="no point"):
+        parse_point(text)
 
 
 def test_an_interrupted_run_leaves_reports_and_no_disks(tmp_path: Path) -> None:

@@ -78,7 +78,9 @@ def _boot(
     with tempfile.TemporaryDirectory(prefix="cut-", dir=folder) as scratch:
         pool = ThreadPoolExecutor(machines)
         running: list[Future[Told]] = []
-        for number, (point, medium) in enumerate(states(recorded, points, Path(scratch))):
+        cuts = [(point.epoch, point.cut) for point in points]
+        for number, medium in enumerate(states(recorded, cuts, Path(scratch))):
+            point = points[number]
             start = medium.freeze(Path(scratch) / str(number), recorded.disk_bytes, recorded.store_bytes)
             place = folder / name_of(point)
             shutil.rmtree(place, ignore_errors=True)

@@ -24,7 +24,7 @@ from updater.errors import EnvironmentFailure
 
 log = logging.getLogger(__name__)
 
-_ABOUT = "recording.json"
+_ABOUT, _BASE, _LOG = "recording.json", "base.raw", "writes.log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +115,10 @@ def record(stock: Stock, folder: Path, story: Story) -> Recorded:
     """Return the recording in `folder`, made anew unless it is one of the same story and stock."""
     about = {"format": 2, "stock": stock.disk.parent.name, "story": hashlib.sha256(repr(story).encode()).hexdigest()}
     found = folder / _ABOUT
-    base, writes = folder / "base.raw", folder / "writes.log"
+    base, writes = folder / _BASE, folder / _LOG
     disk_bytes, store_bytes = stock.disk.stat().st_size, stock.emulator.firmware_variables.stat().st_size
-    if found.exists() and (known := json.loads(found.read_text())) and about.items() <= known.items():
-        return Recorded(known["name"], base, writes, disk_bytes, store_bytes)
+    if found.exists() and about.items() <= json.loads(found.read_text()).items():
+        return recorded_in(folder)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     disk = Disk(folder / "machine.raw")
@@ -135,8 +135,20 @@ def record(stock: Stock, folder: Path, story: Story) -> Recorded:
         _play(stock, story.during, folder / "during", disk, server, Recording(writes, disk_bytes, store_bytes))
     disk.path.unlink()
     name = f"{story.name}-{uuid4().hex[:12]}"
-    found.write_text(json.dumps({**about, "name": name}))
-    return Recorded(name, base, writes, disk_bytes, store_bytes)
+    lengths = {"disk_bytes": disk_bytes, "store_bytes": store_bytes}
+    found.write_text(json.dumps({**about, **lengths, "name": name}))
+    return recorded_in(folder)
+
+
+def recorded_in(folder: Path) -> Recorded:
+    """Return the recording in a folder; raise EnvironmentFailure when there is none."""
+    try:
+        known = json.loads((folder / _ABOUT).read_text())
+        return Recorded(known["name"], folder / _BASE, folder / _LOG, known["disk_bytes"], known["store_bytes"])
+    except (OSError, ValueError, KeyError) as error:
+        raise EnvironmentFailure(
+            f"{folder} holds no recording: {error}", mend="make one: make crash", reason="lab-recording"
+        ) from error
 
 
 def _play(stock: Stock, text: bytes, folder: Path, disk: Disk, server: LabServer, recording: Recording | None) -> None:

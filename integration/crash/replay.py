@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from integration.crash.medium import Medium, Region, Undo, split_disk
 from integration.crash.recording import Recorded
 from integration.crash.writelog import Record, WriteLog
 from updater import gpt
+from updater.errors import EnvironmentFailure
 
 log = logging.getLogger(__name__)
 
@@ -162,20 +163,29 @@ def walk(
     return found
 
 
-def states(recorded: Recorded, wanted: list[Point], folder: Path) -> Iterator[tuple[Point, Medium]]:
-    """Yield the medium as it is at each wanted point, in the order of the log."""
+def states(recorded: Recorded, wanted: Iterable[tuple[int, Cut]], folder: Path) -> Iterator[Medium]:
+    """Yield the medium as each wanted cut (an epoch's number, and the cut in it) leaves it, in the order of epochs."""
     parts, _ = regions(recorded)
     split_disk(recorded.base, folder / "medium", parts)
-    left = sorted(wanted, key=lambda point: point.epoch)
+    left = sorted(wanted, key=lambda item: item[0])
     with WriteLog(recorded.log) as writes, Medium(folder / "medium", parts) as medium:
         for epoch in split(writes.records(), recorded.disk_bytes):
-            while left and left[0].epoch == epoch.number:
-                undo = medium.keep(kept(epoch, left[0].cut), writes.content)
-                yield left.pop(0), medium
+            while left and left[0][0] == epoch.number:
+                undo = medium.keep(kept(epoch, left.pop(0)[1]), writes.content)
+                yield medium
                 medium.take_back(undo)
             if not left:
                 return
             medium.keep(map(whole, epoch.records), writes.content)
+
+
+def freeze(recorded: Recorded, epoch: int, cut: Cut, scratch: Path, out: Path) -> tuple[Path, Path]:
+    """Write the disk and the variable store that a cut leaves into a folder; return both files."""
+    for medium in states(recorded, [(epoch, cut)], scratch):
+        return medium.freeze(out, recorded.disk_bytes, recorded.store_bytes)
+    raise EnvironmentFailure(
+        f"{recorded.log} has no epoch {epoch}", mend="see the report for those it has", reason="lab-log"
+    )
 
 
 def _note(found: Walk, point: Point, medium: Medium) -> None:
