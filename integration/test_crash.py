@@ -57,6 +57,12 @@ def test_every_cut_of_a_recorded_update_leaves_a_proven_release_that_boots(repla
     assert {("a.conf",), ("b+3-0.conf", "a.conf"), ("b+2-1.conf", "a.conf"), ("b.conf", "a.conf")} <= order
 
 
+def test_a_disk_that_lies_about_its_flushes_is_found_out(stock: Stock, replayed: Replayed, tmp_path: Path) -> None:
+    """Were nothing found wrong here, the test above would prove nothing."""
+    found = walk(replayed.recorded, published(stock), tmp_path, Depth(subsets=10, most_single=10), lying=True)
+    assert found.failed
+
+
 def test_a_cut_rename_on_vfat_leaves_the_old_name_the_new_one_both_or_neither(replayed: Replayed) -> None:
     """The simulated ESP of the fast tests says the same (`rename_as_firmware` of `tests/simulated.py`)."""
     pair = frozenset({f"{RENAMES}/OLD", f"{RENAMES}/NEW"})

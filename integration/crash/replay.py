@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from integration.crash.epochs import END, Cut, Depth, Epoch, Kind, cuts, kept, split, whole
@@ -135,18 +135,21 @@ def walk(
     folder: Path,
     depth: Depth,
     *,
+    lying: bool = False,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> Walk:
     """Judge every state that a cut during the recorded update may have left; `folder` is used as scratch.
 
-    The state partition's own journal is replayed at flush boundaries and for the seeded choices.
+    The state partition's own journal is replayed at flush boundaries and for the seeded choices. A `lying` disk has
+    flushed nothing that it said it had: a judge that finds nothing wrong there would prove nothing.
     """
     parts, hash_offset = regions(recorded)
     split_disk(recorded.base, folder / "medium", parts)
     found = Walk()
     with WriteLog(recorded.log) as writes, Medium(folder / "medium", parts) as medium:
         judge = Judge(medium, releases, recorded.disk_bytes, hash_offset, folder)
-        epochs = list(split(writes.records(), recorded.disk_bytes))
+        records = (replace(record, flushes=False) if lying else record for record in writes.records())
+        epochs = list(split(records, recorded.disk_bytes))
         found.epochs = len(epochs)
         variables = judge.variables().states
         for epoch in epochs:
