@@ -13,7 +13,8 @@ from integration.lab.runner import execute
 from integration.lab.scenario import parse_scenario
 from integration.lab.stock import Stock
 
-# An update that was cut short is staged anew, or goes on: either way the node ends at rest on a proven release.
+# An update that was cut short is staged anew, or goes on: either way the node ends at rest on a proven release. The next
+# update is the guest's own work, on the file systems that the cut left.
 _STORY = """
 name: {name}
 summary: {summary}
@@ -23,7 +24,9 @@ config:
 steps:
   - boot: {{until: {{standing: [1, 2]}}}}
   - expect: {{quarantine: []}}
-  - update_to: 3
+  - updater: {{run: update --to 3.0.0, background: true}}
+  - wait: {{until: {{committed: 3}}, timeout_s: 600}}
+  - wait: {{until: {{settled: 3}}}}
 """
 _TOLD = "told.json"
 # Of the points that fill a spread up, every third is at a change of the variable store.
