@@ -57,6 +57,10 @@ bench: setup ## Measure the data path against its peers: report in build/bench, 
 bench-quick: setup ## The same on a small pair, ratios only (under three minutes, once its inputs are cached)
 	@$(BIN)/python -m integration.bench --quick $(BENCH)
 
+.PHONY: crash
+crash: setup-lab ## Cut a recorded update at every write; judge each disk, boot 25 of them (about an hour)
+	@$(BIN)/python -m integration.crash $(CRASH)
+
 .PHONY: clean
 clean: ## Remove what was built here (the shared cache stays)
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

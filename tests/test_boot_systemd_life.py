@@ -211,8 +211,8 @@ def test_an_artifact_that_cannot_be_read_is_complained_about_so_that_it_is_place
 class ForgetfulDirectory(SimulatedDirectory):
     """Loses the tail of small files, as a dying disk does."""
 
-    def write_new(self, path: str, chunks: Iterable[bytes]) -> None:
-        super().write_new(path, [b"".join(chunks)[:-1]])
+    def overwrite(self, path: str, content: bytes) -> None:
+        super().overwrite(path, content[:-1] + b"\0")
 
 
 def test_an_entry_that_does_not_read_back_is_an_error_and_the_fallback_boots() -> None:
@@ -220,6 +220,39 @@ def test_an_entry_that_does_not_read_back_is_an_error_and_the_fallback_boots() -
     with pytest.raises(EnvironmentFailure, match="does not read back"):
         back_end(esp).arm(B, "2", tries=3)
     assert back_end(esp).read().entries_of(A)[0].tries_left is None
+
+
+class WatchedDirectory(SimulatedDirectory):
+    """Notes which entries the loader would list whenever a file is made."""
+
+    listed_when_made: bool = False
+    beside_when_made: frozenset[str] = frozenset()
+
+    def write_new(self, path: str, chunks: Iterable[bytes]) -> None:
+        super().write_new(path, chunks)
+        self.beside_when_made |= set(self.names(ENTRIES)) - {path.rpartition("/")[2]}
+        if path.startswith(ENTRIES) and loader_model.candidate(path, self.files[path]) is not None:
+            self.listed_when_made = True
+
+
+def test_a_new_entry_is_listed_only_once_its_room_on_the_esp_is_durable() -> None:
+    """Seen in a recorded update: a whole entry whose cluster the FAT calls free, and which the next file takes."""
+    esp = WatchedDirectory(new_disk({"EFI/acl/b.efi": b"uki of 2"}).files)
+    back_end(esp).arm(B, "2", tries=3)
+    back_end(esp).commit(B, tries=None)
+    assert f"{ENTRIES}/b.conf" in esp.files
+    assert not esp.listed_when_made
+
+
+@pytest.mark.parametrize("left", [b"", entries.no_entry(72)])
+def test_what_a_cut_left_blank_is_gone_before_the_next_entry_is_made(left: bytes) -> None:
+    """Both could share a cluster: the blank b.conf would say what b+0-1.conf says, and be good."""
+    esp = WatchedDirectory(new_disk({"EFI/acl/b.efi": b"uki of 2"}).files)
+    back_end(esp).arm(B, "2", tries=3)
+    blank = WatchedDirectory({**esp.files, f"{ENTRIES}/b.conf": left, f"{ENTRIES}/a+3-0.conf": left})
+    back_end(blank).condemn(B)
+    assert "b+0-0.conf" in blank.names(ENTRIES)
+    assert not blank.beside_when_made & {"b.conf", "a+3-0.conf"}
 
 
 def test_a_trial_has_a_bounded_number_of_tries() -> None:

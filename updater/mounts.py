@@ -20,7 +20,10 @@ log = logging.getLogger(__name__)
 
 ESP_MOUNTS = Path("/run/acl-updater/esp")
 # dirsync: names reach the disk in the order in which they change, whatever a caller forgets to flush.
-_ESP_OPTIONS = "rw,nosuid,nodev,noexec,noatime,dirsync,umask=0077"
+# errors=continue: a cut leaves files whose clusters the table calls free; to remove or rewrite one is an error to the
+# kernel, which would make the ESP read-only by default: for ever, as each later try meets the same file. What is
+# written there is read back.
+_ESP_OPTIONS = "rw,nosuid,nodev,noexec,noatime,dirsync,umask=0077,errors=continue"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import singledispatch
 from typing import Any
 
@@ -38,6 +38,8 @@ from updater.errors import EnvironmentFailure
 
 # A good release on a busy machine needs time, and no more than this to show that it holds.
 _GOOD_HEALTH = {"health": {"deadline_s": 240, "hold_s": 3}}
+# Nothing that waits for a reboot or a verdict.
+_AT_REST = frozenset({"idle", "staging", "staged"})
 _FILLER = "/var/acl-lab-filler.bin"
 
 
@@ -236,7 +238,9 @@ def reach(run: Run, condition: Condition, budget_s: float, *, first: int) -> Non
     """Wait for a condition on boots from index `first` on; a wait in vain is an expectation that failed."""
     try:
         if condition.settled is not None:
-            settle(run, run.version(condition.settled), budget_s)
+            settle(run, {run.version(condition.settled)}, {"idle"}, budget_s)
+        elif condition.standing is not None:
+            settle(run, {run.version(number) for number in condition.standing}, _AT_REST, budget_s)
         else:
             run.machine.wait(ready_of(run, condition, first), str(condition), budget_s=budget_s)
     except LabTimeout as error:
@@ -246,24 +250,25 @@ def reach(run: Run, condition: Condition, budget_s: float, *, first: int) -> Non
     run.check("reached", str(condition), str(condition), ok=True)
 
 
-def settle(run: Run, version: str, budget_s: float) -> None:
-    """Wait until a release runs and its updater, asked in the guest, says that nothing is under way."""
+def settle(run: Run, versions: Collection[str], situations: Collection[str], budget_s: float) -> None:
+    """Wait until one of these releases runs and its updater, asked in the guest, is in one of these situations."""
     patience = Patience(budget_s)
     said = "nothing"
     while not patience.is_over:
         boot = run.last_boot
-        if boot is not None and boot.release == version and run.machine.agent_is_up:
+        if boot is not None and boot.release in versions and run.machine.agent_is_up:
             try:
                 done = node.in_guest(run.machine, "status", budget_s=60)
                 said = node.Status(done.document).situation or done.text.strip()[-300:]
-                if done.exit_code == 0 and said == "idle":
+                if done.exit_code == 0 and said in situations:
                     return
             except LabTimeout as error:
                 said = error.message
         elif not run.machine.is_on:
             said = "the machine is off"
         run.machine.pause(1.0)
-    raise LabTimeout(f"release {version} did not settle: {said}", mend="see its serial log", reason="lab-timeout")
+    names = " or ".join(sorted(versions))
+    raise LabTimeout(f"release {names} did not settle: {said}", mend="see its serial log", reason="lab-timeout")
 
 
 def ready_of(run: Run, condition: Condition, first: int) -> Callable[[], bool]:

@@ -45,6 +45,18 @@ class Given:
 
 
 @dataclass(frozen=True, slots=True)
+class Recording:
+    """Where every write of a machine is kept: `log` takes them in order; the disk's file bears the variable store too.
+
+    The store lies behind the disk, from byte `disk_bytes` on, so that one log has the order of both.
+    """
+
+    log: Path
+    disk_bytes: int
+    store_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Wires:
     """The inherited file descriptors that QEMU speaks on, beside its standard output, which is the serial console."""
 
@@ -71,7 +83,14 @@ def smbios_strings(given: Given) -> list[str]:
 
 
 def command(
-    emulator: Emulator, hardware: Hardware, given: Given, wires: Wires, *, disk: Path, variables: Path
+    emulator: Emulator,
+    hardware: Hardware,
+    given: Given,
+    wires: Wires,
+    *,
+    disk: Path,
+    variables: Path,
+    recording: Recording | None = None,
 ) -> list[str]:
     """Return the argv that boots `disk`; the machine pauses when the guest resets or powers off."""
     argv = [
@@ -84,11 +103,8 @@ def command(
         *("-cpu", cpu_model(emulator.accelerator)),
         *("-smp", "1", "-m", f"{hardware.memory_mib}"),
         *("-rtc", "base=utc,clock=host"),
-        *(_uefi(emulator, variables) if hardware.uefi else ()),
-        # Killing QEMU loses nothing that the guest's disk had acknowledged, whether the host flushed it or not.
-        *("-blockdev", f"driver=file,node-name=file,filename={escaped(str(disk))},cache.no-flush=on,discard=unmap"),
-        *("-blockdev", "driver=raw,node-name=disk,file=file,cache.no-flush=on,discard=unmap,detect-zeroes=unmap"),
-        *("-device", f"virtio-blk-pci,drive=disk,bootindex=1{_sectors(hardware.sector_bytes)}"),
+        *(_uefi(emulator, None if recording else variables) if hardware.uefi else ()),
+        *(_recorded(disk, recording) if recording else _plain(disk, hardware.sector_bytes)),
         *("-device", "virtio-rng-pci"),
         # A pipe, not a socket: QEMU sends byte by byte, a socket's buffer holds some 270 such messages, and what a
         # full one does not take in time is lost.
@@ -112,10 +128,33 @@ def _sectors(size: int) -> str:
     return "" if size == 512 else f",logical_block_size={size},physical_block_size={size}"
 
 
-def _uefi(emulator: Emulator, variables: Path) -> tuple[str, ...]:
+def _uefi(emulator: Emulator, variables: Path | None) -> tuple[str, ...]:
+    code = ("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={escaped(str(emulator.firmware_code))}")
     return (
-        *("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={escaped(str(emulator.firmware_code))}"),
-        *("-drive", f"if=pflash,unit=1,format=raw,file={escaped(str(variables))}"),
+        code if variables is None else (*code, "-drive", f"if=pflash,unit=1,format=raw,file={escaped(str(variables))}")
+    )
+
+
+def _plain(disk: Path, sector_bytes: int) -> tuple[str, ...]:
+    return (
+        # Killing QEMU loses nothing that the guest's disk had acknowledged, whether the host flushed it or not.
+        *("-blockdev", f"driver=file,node-name=file,filename={escaped(str(disk))},cache.no-flush=on,discard=unmap"),
+        *("-blockdev", "driver=raw,node-name=disk,file=file,cache.no-flush=on,discard=unmap,detect-zeroes=unmap"),
+        *("-device", f"virtio-blk-pci,drive=disk,bootindex=1{_sectors(sector_bytes)}"),
+    )
+
+
+def _recorded(disk: Path, recording: Recording) -> tuple[str, ...]:
+    # Flushes must reach the log, so only what lies below it goes without; a discard says nothing that a cut tests.
+    store = f"offset={recording.disk_bytes},size={recording.store_bytes}"
+    return (
+        *("-blockdev", f"driver=file,node-name=file,filename={escaped(str(disk))},cache.no-flush=on"),
+        *("-blockdev", f"driver=file,node-name=log,filename={escaped(str(recording.log))},cache.no-flush=on"),
+        *("-blockdev", "driver=blklogwrites,node-name=logged,file=file,log=log,log-sector-size=512"),
+        *("-blockdev", f"driver=raw,node-name=disk,file=logged,offset=0,size={recording.disk_bytes}"),
+        *("-blockdev", f"driver=raw,node-name=store,file=logged,{store}"),
+        *("-machine", "pflash1=store"),
+        *("-device", "virtio-blk-pci,drive=disk,bootindex=1,share-rw=on"),
     )
 
 

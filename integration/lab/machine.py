@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 
 from integration.lab.agent import AgentTalk, Ran, ran, run_request
 from integration.lab.boots import Observer
-from integration.lab.emulator import Emulator, Given, Hardware, command
+from integration.lab.emulator import Emulator, Given, Hardware, Recording, command
 from integration.lab.patience import Patience
 from integration.lab.session import Session, Wire
 from integration.lab.timeline import Boot, Ending
@@ -44,13 +44,18 @@ class Machine:
         folder: Path,
         observer: Observer,
         hardware: Hardware | None = None,
+        recording: Recording | None = None,
     ) -> None:
-        """Take a raw disk image, which is changed in place, and a folder for the variable store and serial logs."""
+        """Take a raw disk image, which is changed in place, and a folder for the variable store and serial logs.
+
+        With a `recording` the disk's file holds the variable store as well, and every write is kept.
+        """
         self.emulator = emulator
         self.disk = disk
         self.folder = folder
         self.observer = observer
         self.hardware = hardware or Hardware()
+        self.recording = recording
         self.given = Given()
         self.most_boots = 40
         folder.mkdir(parents=True, exist_ok=True)
@@ -263,7 +268,13 @@ class Machine:
         with self._changed:
             self._session = session = Session(
                 lambda wires: command(
-                    self.emulator, self.hardware, given, wires, disk=self.disk, variables=self.variables
+                    self.emulator,
+                    self.hardware,
+                    given,
+                    wires,
+                    disk=self.disk,
+                    variables=self.variables,
+                    recording=self.recording,
                 ),
                 given,
             )

@@ -31,9 +31,11 @@ def execute(
     *,
     tell: Callable[[Event], None] | None = None,
     keep_disk: bool = False,
+    start: tuple[Path, Path] | None = None,
 ) -> Report:
     """Run a scenario in a folder, which is emptied first; leave serial logs and reports there, and return the report.
 
+    `start` is a disk and a variable store to begin with, in place of the factory's.
     Never raises for what the scenario or the machine did: a run that cannot be judged has an error.
     """
     shutil.rmtree(folder, ignore_errors=True)
@@ -46,7 +48,10 @@ def execute(
     try:
         for number in scenario.releases:
             stock.release(number)
-        if scenario.sector == SECTOR_BYTES:
+        if start is not None:
+            copy_disk(start[0], disk.path)
+            shutil.copyfile(start[1], folder / VARIABLES)
+        elif scenario.sector == SECTOR_BYTES:
             copy_disk(stock.disk, disk.path)
         else:
             copy_with_sectors(stock.disk, disk.path, disk.layout, scenario.sector)

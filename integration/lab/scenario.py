@@ -53,7 +53,9 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     and its updater is idle. `running`: this release reached its userspace. `powered_off`: the machine has no power.
     `boots`: so many boots have ended. `serial`: the running boot's console shows the pattern. `served_bytes`: the
     server sent so many bytes of files since it was last told anything. `entry`: the loader would list an entry of this
-    name (a name alone, whose content has not reached the disk yet, is none).
+    name (a name alone, whose content has not reached the disk yet, is none). `standing`: one of these releases runs,
+    its agent answers, and its updater waits for no reboot: it is idle, or an update was cut short that goes on when
+    asked.
     """
 
     committed: Release | None = None
@@ -64,6 +66,7 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     serial: Text | None = None
     served_bytes: Annotated[int, limited("write a number of bytes", ge=0, le=1 << 40)] | None = None
     entry: EntryPattern | None = None
+    standing: Annotated[list[Release], limited("list 1 to 9 releases", min_length=1, max_length=9)] | None = None
 
     def __post_init__(self) -> None:
         _exactly_one(self, self.__struct_fields__, "a condition")

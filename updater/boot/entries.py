@@ -210,6 +210,11 @@ def entry_text(
     return ("\n".join(lines) + "\n").encode()
 
 
+def no_entry(length_bytes: int) -> bytes:
+    """Return a file of this length that the loader does not list: a comment."""
+    return b"#" * (length_bytes - 1) + b"\n"
+
+
 @dataclass(frozen=True, slots=True)
 class LoaderConf:
     """The settings of loader.conf that decide what boots."""

@@ -238,6 +238,7 @@ class SystemdBoot:
         listed = [entry.file for entry in view.of_slot(slot)]
         keep = {name.file}
         if taken is None or not self._serves(view, taken, name, version, generation):
+            self._remove_blank(view)
             if twin is not None and listed == [taken]:
                 # The only entry is to be rewritten in place, which a cut leaves empty: the twin stands in meanwhile.
                 self._write(twin, content)
@@ -245,6 +246,15 @@ class SystemdBoot:
         for file in self._esp.names(ENTRIES):
             belongs = file in view.files_of_slot(slot) or entries.slot_of_name(file) is slot
             if belongs and file.lower() not in keep:
+                self._esp.remove(f"{ENTRIES}/{file}")
+
+    def _remove_blank(self, view: EspView) -> None:
+        """Remove our files that name no image: a cut may have left them on a cluster that the next file takes.
+
+        Its content would then be theirs as well, and a trial's entry good under another name.
+        """
+        for file, lines in view.files.items():
+            if not lines.image and entries.slot_of_name(file) is not None:
                 self._esp.remove(f"{ENTRIES}/{file}")
 
     def _content(self, slot: Slot, version: str, generation: int) -> bytes:
@@ -268,7 +278,11 @@ class SystemdBoot:
 
     def _write(self, name: EntryName, content: bytes) -> None:
         path = f"{ENTRIES}/{name.file}"
-        self._esp.write_new(path, [content])
+        # Linux writes a file's name, content and place in the table in any order: a cut may leave an entry that the
+        # loader starts and whose cluster the table calls free, for the next file to take. So the room is durable
+        # before what is in it is an entry.
+        self._esp.write_new(path, [entries.no_entry(len(content))])
+        self._esp.overwrite(path, content)
         if b"".join(self._esp.chunks(path)) != content:
             raise EnvironmentFailure(
                 f"/{path} does not read back as it was written",

@@ -1,0 +1,111 @@
+"""Which states of a crash proof are booted for real, and what its report says of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from integration.crash.epochs import END, Cut, Kind
+from integration.crash.freeze import parse_point
+from integration.crash.judge import Judged
+from integration.crash.replay import Point, Walk
+from integration.crash.report import report, summary
+from integration.crash.story import Told, name_of, spread, sweep, told_before
+
+
+def point(epoch: int, cut: Cut = END, *, loader: str = "a.conf", phase: str | None = None, wrong: str = "") -> Point:
+    return Point(epoch, cut, Judged(("a.conf",), ("a.conf",), "a", loader, (wrong,) if wrong else (), (), phase))
+
+
+def walked() -> Walk:
+    ends = [point(epoch) for epoch in range(200)]
+    stores = [point(epoch, Cut(Kind.VARIABLES, epoch)) for epoch in range(50)]
+    seeds = [point(epoch, Cut(Kind.SEED, 0)) for epoch in range(100)]
+    loaders = {f"loader {n}": point(n * 20, Cut(Kind.UP_TO, n), loader=f"loader {n}") for n in range(9)}
+    phases = {
+        f"a.conf, {phase}": point(3, Cut(Kind.SEED, n), phase=phase) for n, phase in enumerate(("idle", "staged"))
+    }
+    return Walk(ends=ends, stores=stores, seeds=seeds, loaders=loaders, phases=phases)
+
+
+def test_all_that_the_loader_can_tell_apart_boots_first_and_no_state_twice() -> None:
+    found = walked()
+    first, others = spread(found, 25)
+    assert {one.judged.loader for one in first} == set(found.loaders)
+    assert len(first) + len(others) == 25
+    assert len({(one.epoch, one.cut) for one in (*first, *others)}) == 25
+    assert {one.judged.phase for one in others} >= {"idle", "staged"}
+    assert any(one.cut.kind is Kind.VARIABLES for one in others)
+    assert [one.epoch for one in others] == sorted(one.epoch for one in others)
+
+
+def test_fewer_boots_than_states_of_the_loader_are_as_many_as_asked_for() -> None:
+    first, others = spread(walked(), 2)
+    assert (len(first), len(others)) == (2, 0)
+
+
+def test_a_full_proof_boots_every_state_of_the_loader_however_many_there_are() -> None:
+    found = walked()
+    found.loaders.update({f"more {n}": point(n, Cut(Kind.SEED, n), loader=f"more {n}") for n in range(30)})
+    first, others = spread(found, 25)
+    assert (len(first), len(others)) == (39, 0)
+
+
+def told(point: Point, recording: str = "whole-1", *, passed: bool = True) -> Told:
+    problem = None if passed else "it did not settle"
+    return Told(recording, str(point), point.judged.loader, passed, problem, ["a/1.0.0 healthy"], 61.0)
+
+
+def test_only_a_story_of_this_recording_that_ended_well_is_not_told_again(tmp_path: Path) -> None:
+    one = point(7, Cut(Kind.WITHOUT, 12))
+    file = tmp_path / "told.json"
+    assert told_before("whole-1", one, tmp_path) is None
+    file.write_text(json.dumps(asdict(told(one))))
+    assert told_before("whole-1", one, tmp_path) == told(one)
+    assert told_before("whole-2", one, tmp_path) is None
+    assert told_before("whole-1", point(7, Cut(Kind.WITHOUT, 13)), tmp_path) is None
+    file.write_text(json.dumps(asdict(told(one, passed=False))))
+    assert told_before("whole-1", one, tmp_path) is None
+    file.write_text("{")
+    assert told_before("whole-1", one, tmp_path) is None
+
+
+@pytest.mark.parametrize("cut", [END, *(Cut(kind, 12990) for kind in Kind if kind is not Kind.END)])
+def test_a_point_is_read_back_from_its_words(cut: Cut) -> None:
+    assert parse_point(str(point(301, cut))) == (301, cut)
+
+
+@pytest.mark.parametrize("text", ["", "301", "epoch 301", "epoch 301, the end 5", "epoch 301, seed", "epoch 3, half"])
+def test_words_that_are_no_point_are_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="no point"):
+        parse_point(text)
+
+
+def test_an_interrupted_run_leaves_reports_and_no_disks(tmp_path: Path) -> None:
+    story = tmp_path / name_of(point(7, Cut(Kind.WITHOUT, 12)))
+    assert story.name == "epoch-00007-without-write-12"
+    story.mkdir()
+    for name in ("disk.raw", "report.html", "serial-01.log"):
+        (story / name).write_text("x")
+    (tmp_path / "cut-abc").mkdir()
+    (tmp_path / "cut-abc" / "cut.raw").write_text("x")
+    sweep(tmp_path)
+    left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+    assert left == ["report.html", "serial-01.log"]
+
+
+def test_a_failure_of_either_kind_fails_the_proof_and_is_told() -> None:
+    found = walked()
+    found.points, found.failed, found.failures = 12, 1, [point(9, Cut(Kind.UP_TO, 31), wrong="nothing boots")]
+    text = summary(found, [told(point(1), passed=False)], seconds=3)
+    assert "12 points" in text
+    assert "FAILED epoch 9, up to write 31: nothing boots" in text
+    assert "FAILED epoch 1, the end: it did not settle" in text
+    assert report(found, [], seconds=3)["verdict"] == "fail"
+    found.failed = 0
+    assert report(found, [told(point(1), passed=False)], seconds=3)["verdict"] == "fail"
+    assert report(found, [told(point(1))], seconds=3)["verdict"] == "pass"
