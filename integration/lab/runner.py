@@ -8,10 +8,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from integration.lab.actions import perform
 from integration.lab.boots import Event, Observer
 from integration.lab.disk import VARIABLES, Disk, copy_disk, take_variables
 from integration.lab.emulator import Hardware
+from integration.lab.injecting import perform
 from integration.lab.machine import Machine
 from integration.lab.publisher import link
 from integration.lab.report import Held, Report, write_reports
@@ -59,7 +59,17 @@ def execute(
             Machine(stock.emulator, disk=disk.path, folder=folder, observer=observer, hardware=hardware) as machine,
         ):
             run = Run(
-                stock, scenario, folder, machine, disk, server, observer, dict(scenario.config), repository, held=held
+                stock,
+                scenario,
+                folder,
+                machine,
+                disk,
+                server,
+                observer,
+                dict(scenario.config),
+                repository,
+                hardware,
+                held=held,
             )
             server.on_bytes.append(served_notes(observer))
             run.digests = {slot: disk.slot_digest(slot) for slot in slots_to_keep(scenario)}
@@ -87,7 +97,7 @@ def execute(
     )
     write_reports(folder, report)
     if not keep_disk:
-        for leftover in (disk.path, folder / VARIABLES):
+        for leftover in (disk.path, folder / VARIABLES, folder / "twin.raw"):
             leftover.unlink(missing_ok=True)
         shutil.rmtree(folder / "repository", ignore_errors=True)
     return report
