@@ -46,7 +46,7 @@ def test_every_script_of_a_fault_is_shell(path: Path) -> None:
 
 
 def test_there_are_sixty_faults_and_more_and_each_stage_has_some() -> None:
-    counts = Counter(load_fault(path).stage for path in FILES)
+    counts: Counter[str] = Counter(load_fault(path).stage for path in FILES)
     assert sum(counts.values()) >= 60
     assert all(counts[stage] >= 2 for stage in STAGES), counts
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from integration.lab import cli_catalogue
+from integration.lab import cli_catalogue, cli_machines
 from integration.lab.terms import DEFAULT_LAYOUT
 from updater.errors import ExitCode, UpdaterError
 
@@ -32,6 +32,8 @@ examples:
   acl-lab report build/matrix               one report.html, junit.xml and report.json over many runs
   acl-lab boot                              boot a fresh node on release 1, and watch its console
   acl-lab boot --fault 1:kernel-panic       the same, with a fault
+  acl-lab shell                             a root shell in that machine, from another terminal
+  acl-lab inject hang-userspace --dry-run   on a staging node: say how its next trial would be broken
   acl-lab mkdisk --layout flatcar           make an empty disk image of a layout
 
 Reports (report.json, report.html, junit.xml) and a serial log of every boot lie in build/lab/<scenario>/.
@@ -110,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     boot.set_defaults(run=_boot)
 
     cli_catalogue.add_parsers(commands)
+    cli_machines.add_parsers(commands)
 
     mkdisk = commands.add_parser(
         "mkdisk",
@@ -240,6 +243,7 @@ def _boot(arguments: argparse.Namespace) -> int:
     from integration.lab.factory import make_stock
     from integration.lab.machine import Machine
     from integration.lab.serial import plain
+    from integration.lab.shell import KERNEL_PARAMETERS, socket_path
     from updater.layouts import load_layout
 
     stock = make_stock(arguments.layout)
@@ -264,9 +268,10 @@ def _boot(arguments: argparse.Namespace) -> int:
                 print(shown, flush=True)
 
     observer = Observer(folder, releases=stock.versions, look=disk.look, tell=tell, show=show)
-    hardware = Hardware(memory_mib=arguments.memory, uefi=disk.layout.is_uefi)
+    hardware = Hardware(memory_mib=arguments.memory, uefi=disk.layout.is_uefi, shell=socket_path(folder))
     with Machine(stock.emulator, disk=disk.path, folder=folder, observer=observer, hardware=hardware) as machine:
-        machine.given = Given(tuple(faults))
+        machine.given = Given((*KERNEL_PARAMETERS, *faults))
+        print(f"acl-lab: `acl-lab shell {folder}` opens a root shell in it", file=sys.stderr)
         machine.power_on()
         with contextlib.suppress(KeyboardInterrupt):
             while machine.is_on:

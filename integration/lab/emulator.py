@@ -31,7 +31,7 @@ class Hardware:
     """The parts of a machine that stay the same over its boots; without `uefi` its firmware is a BIOS.
 
     `clock` is what its real-time clock says at power-on (None: the host's time), `slow_disk` bytes a second, `twin` a
-    second disk.
+    second disk, `shell` a socket for a second serial port.
     """
 
     memory_mib: int = 1024
@@ -44,6 +44,7 @@ class Hardware:
     bad_sectors: tuple[SectorError, ...] = ()
     twin: Path | None = None
     variables_read_only: bool = False
+    shell: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,9 @@ def command(
         *("-device", f"virtserialport,chardev=agent,name={AGENT_PORT}"),
         *("-action", "reboot=shutdown,shutdown=pause,panic=none,watchdog=reset"),
     ]
+    if hardware.shell is not None:
+        argv += ["-chardev", f"socket,id=shell,path={escaped(str(hardware.shell))},server=on,wait=off"]
+        argv += ["-serial", "chardev:shell"]
     if hardware.watchdog:
         argv += ["-device", "i6300esb"]
     if hardware.network:
