@@ -112,12 +112,12 @@ class Matrix:
         todo.sort(key=lambda fault: fault.needs_boots)
         self.waiting = [fault.name for fault in todo]
         self.tell(self)
-        with _Workers() as workers:
+        with Workers() as workers:
             self._work(todo, workers)
         order = {fault.name: n for n, fault in enumerate(faults)}
         return sorted(self.done, key=lambda one: order[one.fault.name])
 
-    def _work(self, todo: list[FaultFile], workers: _Workers) -> None:
+    def _work(self, todo: list[FaultFile], workers: Workers) -> None:
         left = list(todo)
         while left or workers.count:
             while left and workers.count < self.jobs:
@@ -148,13 +148,14 @@ class Matrix:
         return result
 
 
-class _Workers:
+class Workers:
     """Child processes; leaving the context ends them in good order, so that no machine stays behind."""
 
     def __init__(self) -> None:
+        """Begin with none."""
         self._running: list[tuple[FaultFile, subprocess.Popen[bytes]]] = []
 
-    def __enter__(self) -> _Workers:
+    def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -169,9 +170,16 @@ class _Workers:
 
     @property
     def count(self) -> int:
+        """Return how many run."""
         return len(self._running)
 
+    @property
+    def pids(self) -> list[int]:
+        """Return the process numbers of those that run."""
+        return [process.pid for _, process in self._running]
+
     def start(self, fault: FaultFile, argv: Sequence[str], folder: Path) -> None:
+        """Start one, with its words in a log beside `folder`."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         (folder / "report.json").unlink(missing_ok=True)
         log = folder.with_name(f"{fault.name}.log")
@@ -187,6 +195,7 @@ class _Workers:
         self._running.append((fault, process))
 
     def ended(self) -> Iterator[tuple[FaultFile, int]]:
+        """Yield those that have ended, with their exit codes, and forget them."""
         for item in list(self._running):
             code = item[1].poll()
             if code is not None:

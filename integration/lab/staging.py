@@ -30,7 +30,9 @@ class Permission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     format: Literal[1]
     allow: bool
-    faults: list[Annotated[str, limited("write a fault's name or a glob", min_length=1, max_length=64)]] = ["*"]
+    faults: list[Annotated[str, limited("write a fault's name or a glob", min_length=1, max_length=64)]] = (
+        msgspec.field(default_factory=lambda: ["*"])
+    )
     until: UtcText | None = None
 
 
