@@ -90,7 +90,7 @@ class Run:
             config["health"] = {**health, "deadline_s": max(health["deadline_s"], round(grown))}
         credentials = {"tmpfiles.extra": tmpfiles_line(config), **drop_ins}
         for fault in self.faults:
-            credentials |= {name: paced(text, pace) for name, text in fault.credentials.items()}
+            credentials |= fault.credentials
         kernel = (paced(parameter, pace) for parameter in self.scenario.kernel)
         self.machine.given = Given((*kernel, *faults), credentials)
 
