@@ -180,6 +180,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `layout` names the layout of the machine's disk, and with it the stock of releases; `sector` is the disk's
     sector size in bytes. `config` goes over the node's configuration; `kernel` are parameters for every boot;
     `units` are drop-ins for systemd units, by unit name, for the initrd and the system: shorter deadlines, mostly.
+    The name may bear `~` with the drop-in's own, which decides what it comes after.
     On a busy machine the health check's deadline grows by itself; in `kernel` and `units`, `@20` is 20 seconds that
     grow likewise.
     """
