@@ -155,3 +155,8 @@ def test_a_scenario_of_a_fault_is_a_document_like_any_other() -> None:
 def test_garbage_is_refused_and_never_crashes(raw: bytes) -> None:
     with pytest.raises(InvalidDocument):
         parse_fault(raw, "garbage.yaml")
+
+
+def test_the_table_of_failure_modes_has_every_fault() -> None:
+    table = (Path(__file__).parent.parent / "docs" / "failure-modes.md").read_text()
+    assert [path.stem for path in FILES if f"| `{path.stem}` |" not in table] == []

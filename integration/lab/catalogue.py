@@ -196,8 +196,8 @@ def find_faults(folder: Path = FOLDER) -> list[Path]:
     return sorted(folder.glob("*.yaml"))
 
 
-def chosen_faults(names: Iterable[str], *, stages: Iterable[str] = (), folder: Path = FOLDER) -> list[FaultFile]:
-    """Return the faults that a command line names: files, names or globs; all without a name."""
+def fault_paths(names: Iterable[str], *, folder: Path = FOLDER) -> list[Path]:
+    """Return the fault files that a command line names: files, names or globs; all without a name."""
     import fnmatch
 
     shipped = {path.stem: path for path in find_faults(folder)}
@@ -210,8 +210,13 @@ def chosen_faults(names: Iterable[str], *, stages: Iterable[str] = (), folder: P
         if not found:
             raise UpdaterError(f"there is no fault {name!r}", mend="see `acl-lab faults`", reason="no-fault")
         paths += found
+    return list(dict.fromkeys(paths if names else shipped.values()))
+
+
+def chosen_faults(names: Iterable[str], *, stages: Iterable[str] = ()) -> list[FaultFile]:
+    """Return the faults that a command line names, of some stages or of all."""
     wanted = set(stages)
-    faults = [load_fault(path) for path in dict.fromkeys(paths if names else shipped.values())]
+    faults = [load_fault(path) for path in fault_paths(names)]
     return [fault for fault in faults if not wanted or fault.stage in wanted]
 
 

@@ -43,7 +43,7 @@ def add_parsers(commands: Any) -> None:
         "not run again, so that an interrupted matrix goes on where it stopped. Ends with a table, and the merged "
         "report in OUT.",
     )
-    matrix.add_argument("fault", nargs="*", metavar="FAULT", help="names or globs (default: all)")
+    matrix.add_argument("fault", nargs="*", metavar="FAULT", help="names, globs or files (default: all)")
     matrix.add_argument("--stage", action="append", default=[], help="only this stage; may be repeated")
     matrix.add_argument("--offline", action="store_true", help="only the faults that need no boot")
     matrix.add_argument("--again", action="store_true", help="run also what has a verdict")
@@ -114,7 +114,7 @@ def _document(fault: FaultFile) -> dict[str, Any]:
 
 
 def _matrix(arguments: argparse.Namespace) -> int:
-    from integration.lab.catalogue import chosen_faults
+    from integration.lab.catalogue import chosen_faults, fault_paths
     from integration.lab.matrix import Matrix
     from integration.lab.merged import find_reports, write_merged
     from updater.errors import UpdaterError
@@ -127,7 +127,8 @@ def _matrix(arguments: argparse.Namespace) -> int:
         raise UpdaterError("no fault is chosen", mend="see `acl-lab faults`", reason="no-fault")
     arguments.out.mkdir(parents=True, exist_ok=True)
     screen = _Screen(sys.stderr if arguments.json else sys.stdout)
-    matrix = Matrix(arguments.out, jobs=max(1, arguments.jobs), short=arguments.short, tell=screen.draw)
+    paths = {path.stem: path for path in fault_paths(arguments.fault)}
+    matrix = Matrix(arguments.out, jobs=max(1, arguments.jobs), short=arguments.short, tell=screen.draw, paths=paths)
     try:
         results = matrix.run(faults, again=arguments.again)
     finally:

@@ -86,9 +86,21 @@ def judged(fault: FaultFile, document: Mapping[str, Any], *, remembered: bool = 
 class Matrix:
     """Runs faults in processes of their own, some at a time."""
 
-    def __init__(self, out: Path, *, jobs: int, short: bool, tell: Callable[[Matrix], None]) -> None:
-        """Leave each fault's reports in a folder of `out`; `tell` is called after every change."""
+    def __init__(
+        self,
+        out: Path,
+        *,
+        jobs: int,
+        short: bool,
+        tell: Callable[[Matrix], None],
+        paths: Mapping[str, Path] | None = None,
+    ) -> None:
+        """Leave each fault's reports in a folder of `out`; `tell` is called after every change.
+
+        `paths` are the files of faults that do not ship with the lab, by name.
+        """
         self.out = out
+        self.paths = paths or {}
         self.jobs = jobs
         self.short = short
         self.tell = tell
@@ -134,7 +146,8 @@ class Matrix:
 
     def _command(self, fault: FaultFile) -> list[str]:
         start = "import sys; from integration.lab.cli import main; sys.exit(main())"
-        words = [sys.executable, "-c", start, "run", "--fault", fault.name, "--json", "--out", str(self.out)]
+        named = str(self.paths.get(fault.name, fault.name))
+        words = [sys.executable, "-c", start, "run", "--fault", named, "--json", "--out", str(self.out)]
         return [*words, *(["--short"] if self.short else [])]
 
     def _verdict(self, fault: FaultFile, code: int, seconds: float) -> Judged:
