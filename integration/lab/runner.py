@@ -84,6 +84,10 @@ def execute(
     except Exception as failure:  # a defect of the lab itself must not look like one of the product
         error = f"{type(failure).__name__}: {failure}"
         observer.note("lab", error)
+    except BaseException:
+        # Ctrl-C, or a matrix that is ended: the machine is off by now, and nobody will look at its disk.
+        _drop_disks(folder)
+        raise
     report = Report(
         name=scenario.name,
         summary=scenario.summary,
@@ -97,10 +101,15 @@ def execute(
     )
     write_reports(folder, report)
     if not keep_disk:
-        for leftover in (disk.path, folder / VARIABLES, folder / "twin.raw"):
-            leftover.unlink(missing_ok=True)
-        shutil.rmtree(folder / "repository", ignore_errors=True)
+        _drop_disks(folder)
     return report
+
+
+def _drop_disks(folder: Path) -> None:
+    """Remove what weighs gigabytes, and leave what was written about it."""
+    for leftover in (*folder.glob("disk.raw*"), folder / VARIABLES, folder / "twin.raw"):
+        leftover.unlink(missing_ok=True)
+    shutil.rmtree(folder / "repository", ignore_errors=True)
 
 
 def own_repository(stock: Stock, scenario: Scenario, folder: Path) -> Path:
