@@ -45,6 +45,8 @@ Stage = Literal[
 STAGES: tuple[str, ...] = Stage.__args__  # type: ignore[attr-defined]
 
 _HEALTH = {"deadline_s": 240, "hold_s": 3, "interval_s": 1}
+# How long a device of the initrd may take on a quiet machine; a fault that wants it to fail says less.
+_DEVICES = "systemd.default_device_timeout_sec"
 # PID 1's own deadlines, as those of a lab's image but longer on a busy host: they must not judge its speed.
 _UNITS = {
     "boot-complete.target~95-fault": "[Unit]\nJobTimeoutSec=@300\n",
@@ -231,6 +233,9 @@ def compose(fault: FaultFile, *, short: bool = False) -> Scenario:
     given = _given(fault)
     steps = [given, *story] if given and inject.story else [*story, given] if given else story
     steps += _end(fault, short=short)
+    kernel = list(fault.needs.kernel)
+    if not any(word.startswith(_DEVICES) for word in kernel):
+        kernel.append(f"{_DEVICES}=@40")
     health = fault.needs.config.get("health", {})
     config = {**fault.needs.config, "health": {**_HEALTH, **health}}
     return Scenario(
@@ -240,7 +245,7 @@ def compose(fault: FaultFile, *, short: bool = False) -> Scenario:
         tags=["fault", fault.stage],
         layout=fault.needs.layout,
         config=config,
-        kernel=list(fault.needs.kernel),
+        kernel=kernel,
         units={**_UNITS, **fault.needs.units},
         memory_mib=fault.needs.memory_mib,
         watchdog=fault.needs.watchdog,
