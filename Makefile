@@ -41,6 +41,10 @@ test: lint setup-lab ## Everything, with real machines in QEMU
 	$(BIN)/pytest tests -n auto
 	$(BIN)/pytest integration -n $(MACHINES) --dist worksteal --junitxml build/integration/junit.xml
 
+.PHONY: matrix
+matrix: setup-lab ## Every fault of the catalogue that has no verdict yet: report in build/matrix (hours; MATRIX=… chooses)
+	@$(BIN)/acl-lab matrix --jobs $(MACHINES) $(MATRIX)
+
 .PHONY: demo
 demo: setup-lab ## Watch a node update itself, commit, roll back and remember
 	@$(BIN)/python -m integration.demo

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from integration.lab.catalogue import FaultFile
 from integration.lab.scenario import Scenario
 from rollback.checks import HealthFile
 from updater.config import Config
@@ -20,6 +21,7 @@ DOCUMENTS: dict[str, type[Any]] = {
     "channel": Channel,
     "config": Config,
     "deltas": LaterDeltas,
+    "fault": FaultFile,
     "health": HealthFile,
     "layout": Layout,
     "manifest": Manifest,

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from integration.lab.scenario import Condition, find_scenarios, load_scenario, parse_scenario
+from integration.lab.scenario import find_scenarios, load_scenario, parse_scenario
+from integration.lab.terms import Condition
 from updater.errors import InvalidDocument
 
 HEAD = "name: good\nsummary: A scenario.\nsteps:\n"

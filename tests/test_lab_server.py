@@ -75,3 +75,62 @@ def test_a_stalling_server_sends_nothing_more(server: LabServer) -> None:
     server.break_with(ServerFault("stall"))
     with pytest.raises(requests.Timeout):
         requests.get(f"{server.url}/blobs/one", timeout=0.3)
+
+
+def test_a_resetting_server_breaks_the_connection(server: LabServer) -> None:
+    server.break_with(ServerFault("reset"))
+    with pytest.raises(requests.ConnectionError):
+        get(server, "blobs/one")
+
+
+def test_a_server_without_ranges_sends_everything(server: LabServer) -> None:
+    server.break_with(ServerFault("no-range"))
+    answer = get(server, "blobs/one", Range="bytes=100-199")
+    assert (answer.status_code, answer.content) == (200, CONTENT)
+
+
+def test_a_server_of_wrong_ranges_says_which_it_sent(server: LabServer) -> None:
+    server.break_with(ServerFault("wrong-range"))
+    answer = get(server, "blobs/one", Range="bytes=8192-8291")
+    assert answer.status_code == 206
+    assert answer.headers["Content-Range"] == f"bytes 4096-4195/{len(CONTENT)}"
+    assert answer.content == CONTENT[4096:4196]
+
+
+def test_a_garbling_server_sends_as_many_bytes_and_others(server: LabServer) -> None:
+    server.break_with(ServerFault("garble"))
+    answer = get(server, "blobs/one", Range="bytes=0-1999")
+    assert len(answer.content) == 2000
+    assert answer.content != CONTENT[:2000]
+
+
+def test_a_file_that_is_one_byte_longer(server: LabServer) -> None:
+    server.break_with(ServerFault("longer"))
+    assert get(server, "blobs/one").content == CONTENT + b"!"
+
+
+def test_a_packing_server_names_the_packing(server: LabServer) -> None:
+    server.break_with(ServerFault("gzip"))
+    answer = get(server, "blobs/one", Range="bytes=0-999")
+    assert answer.headers["Content-Encoding"] == "gzip"
+    # The client unpacks by itself.
+    assert answer.content == CONTENT[:1000]
+
+
+def test_a_portal_answers_every_path_alike(server: LabServer) -> None:
+    server.break_with(ServerFault("portal"))
+    answer = get(server, "no/such/file")
+    assert answer.status_code == 200
+    assert "Log in" in answer.text
+
+
+def test_an_endless_body_goes_on_after_the_file(server: LabServer) -> None:
+    server.break_with(ServerFault("endless"))
+    with requests.get(f"{server.url}/blobs/one", timeout=10, stream=True) as answer:
+        assert len(answer.raw.read(len(CONTENT) + 200_000)) == len(CONTENT) + 200_000
+
+
+def test_a_slow_server_sends_all_the_same(server: LabServer) -> None:
+    server.break_with(ServerFault("slow", rate=2_000_000))
+    assert get(server, "blobs/one").content == CONTENT
+    assert server.fault_hits > 1

@@ -8,30 +8,16 @@ from collections.abc import Callable, Collection
 from functools import singledispatch
 from typing import Any
 
-from integration.lab import node, publisher
+from integration.lab import node
 from integration.lab.disk import Disk
 from integration.lab.expectations import expect
 from integration.lab.fat import FatReader
 from integration.lab.machine import LabTimeout
 from integration.lab.patience import Patience
 from integration.lab.run import Run, merged
-from integration.lab.scenario import (
-    Boot,
-    Condition,
-    Cut,
-    Expect,
-    Fault,
-    Fill,
-    InGuest,
-    Offline,
-    Repository,
-    Serve,
-    Tamper,
-    Updater,
-    Wait,
-)
+from integration.lab.scenario import Boot, Expect, InGuest, Offline, Updater, Wait
 from integration.lab.serial import Mark
-from integration.lab.server import ServerFault
+from integration.lab.terms import Condition
 from integration.lab.timeline import Outcome
 from updater.boot.entries import ENTRIES
 from updater.errors import EnvironmentFailure
@@ -40,7 +26,6 @@ from updater.errors import EnvironmentFailure
 _GOOD_HEALTH = {"health": {"deadline_s": 240, "hold_s": 3}}
 # Nothing that waits for a reboot or a verdict.
 _AT_REST = frozenset({"idle", "staging", "staged"})
-_FILLER = "/var/acl-lab-filler.bin"
 
 
 @singledispatch
@@ -118,83 +103,6 @@ def _(action: Updater, run: Run) -> None:
     done = node.in_guest(run.machine, action.run, budget_s=action.timeout_s)
     run.observer.note("updater", f"acl-updater {action.run}: exit {done.exit_code}. {done.sentence}".rstrip(". "))
     judge_call(run, done, action.exit, action.reason, action.output)
-
-
-@perform.register
-def _(action: Fault, run: Run) -> None:
-    run.faults.append(action)
-    run.asked.append(action)
-
-
-@perform.register
-def _(action: Cut, run: Run) -> None:
-    run.server.mark()
-    run.machine.cut_when(trigger_of(run, action.when))
-    if action.boot:
-        run.give()
-        run.machine.power_on()
-    if action.updater is not None:
-        run.machine.guest_begin("acl-updater", "--json", *action.updater.split(), budget_s=action.timeout_s)
-    try:
-        run.machine.wait(
-            lambda: not run.machine.is_on and run.machine.cut_because,
-            f"the power cut when {action.when}",
-            budget_s=action.timeout_s,
-        )
-    except LabTimeout as error:
-        run.machine.forget_triggers()
-        raise EnvironmentFailure(
-            f"the power was never cut: {error.message}", mend=error.mend, reason="fault-not-injected"
-        ) from error
-
-
-@perform.register
-def _(action: Tamper, run: Run) -> None:
-    if action.slot is not None and action.block is not None:
-        run.disk.flip_block(action.slot, action.block)
-    elif action.file is not None and action.truncate_bytes is not None:
-        run.disk.truncate_file(action.file, action.truncate_bytes)
-    elif action.file is not None and action.at_byte is not None:
-        run.disk.flip_file(action.file, action.at_byte)
-    elif action.file is not None and action.rename is not None:
-        run.disk.rename_file(action.file, action.rename)
-
-
-@perform.register
-def _(action: Fill, run: Run) -> None:
-    if action.what == "esp":
-        if action.free:
-            run.disk.free_esp()
-        elif not run.disk.fill_esp(action.leave_bytes):
-            raise EnvironmentFailure("the ESP was full already", mend="leave fewer bytes", reason="fault-not-injected")
-        return
-    script = f"rm -f {_FILLER}"
-    if not action.free:
-        script = f"free=$(($(stat -f -c '%a * %S' /var) - {action.leave_bytes})); fallocate -l $free {_FILLER}; sync"
-        script += f"; head -c 64M /dev/zero >> {_FILLER}; sync; df -B1 --output=avail /var"
-    ran = run.machine.guest("sh", "-c", script, budget_s=120)
-    run.observer.note("lab", f"the state partition is {'freed' if action.free else 'full'}: {ran.stdout.strip()}")
-
-
-@perform.register
-def _(action: Serve, run: Run) -> None:
-    broken = ServerFault(action.kind, action.paths, action.after_bytes, action.status)
-    run.server_broken |= action.kind != "works"
-    run.server.break_with(None if action.kind == "works" else broken)
-
-
-@perform.register
-def _(action: Repository, run: Run) -> None:
-    if action.tamper is not None:
-        publisher.tamper(run.repository, action.tamper)
-    elif action.restore:
-        publisher.restore(run.repository, run.stock.repository)
-    elif action.expire:
-        publisher.expire(run.repository, run.stock.keys)
-    elif action.promote is not None:
-        publisher.promote(run.repository, run.stock.keys, run.version(action.promote))
-    elif action.withdraw is not None:
-        publisher.withdraw(run.repository, run.stock.keys, run.version(action.withdraw))
 
 
 @perform.register

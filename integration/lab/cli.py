@@ -13,7 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from integration.lab.scenario import DEFAULT_LAYOUT
+from integration.lab import cli_catalogue, cli_machines
+from integration.lab.terms import DEFAULT_LAYOUT
 from updater.errors import ExitCode, UpdaterError
 
 if TYPE_CHECKING:
@@ -25,8 +26,14 @@ examples:
   acl-lab run kernel-panic                  run one; live timeline, then a verdict
   acl-lab run mine.yaml power-cut-*         run files and shipped ones, by name or glob
   acl-lab run --all --json > lab.json       run everything, for a machine to read
+  acl-lab faults --stage verity             the catalogue of faults, or a part of it
+  acl-lab run --fault verity-data-flipped   the standard scenario around one fault
+  acl-lab matrix --jobs 2                   every fault that has no verdict yet; ends with a table
+  acl-lab report build/matrix               one report.html, junit.xml and report.json over many runs
   acl-lab boot                              boot a fresh node on release 1, and watch its console
   acl-lab boot --fault 1:kernel-panic       the same, with a fault
+  acl-lab shell                             a root shell in that machine, from another terminal
+  acl-lab inject hang-userspace --dry-run   on a staging node: say how its next trial would be broken
   acl-lab mkdisk --layout flatcar           make an empty disk image of a layout
 
 Reports (report.json, report.html, junit.xml) and a serial log of every boot lie in build/lab/<scenario>/.
@@ -82,6 +89,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("scenario", nargs="*", help="a file, or the name or a glob of shipped scenarios")
     run.add_argument("--all", action="store_true", help="run every shipped scenario")
+    run.add_argument(
+        "--fault", action="append", default=[], metavar="NAME", help="the standard scenario around a fault (or a glob)"
+    )
+    run.add_argument("--short", action="store_true", help="arm the update after a fault, without booting it")
     run.add_argument("--tag", action="append", default=[], help="run the shipped scenarios that bear this tag")
     run.add_argument("--json", action="store_true", help="write the reports as one JSON document, and no timeline")
     run.add_argument("--out", type=Path, default=Path("build/lab"), help="folder for reports (default: %(default)s)")
@@ -99,6 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     boot.add_argument("--out", type=Path, default=Path("build/lab/boot"), help="folder (default: %(default)s)")
     boot.add_argument("--memory", type=int, default=1024, metavar="MIB", help="memory (default: %(default)s MiB)")
     boot.set_defaults(run=_boot)
+
+    cli_catalogue.add_parsers(commands)
+    cli_machines.add_parsers(commands)
 
     mkdisk = commands.add_parser(
         "mkdisk",
@@ -132,13 +146,17 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from integration.lab import terminal
+    from integration.lab.catalogue import chosen_faults, compose
     from integration.lab.factory import make_stock
     from integration.lab.report import junit, report_document
     from integration.lab.runner import execute
     from integration.lab.scenario import load_scenario
 
-    paths = chosen(arguments.scenario, arguments.tag, everything=arguments.all)
-    scenarios = [load_scenario(path) for path in paths]
+    faults = chosen_faults(arguments.fault) if arguments.fault else []
+    scenarios = [compose(fault, short=arguments.short) for fault in faults]
+    if arguments.scenario or arguments.tag or arguments.all or not scenarios:
+        paths = chosen(arguments.scenario, arguments.tag, everything=arguments.all)
+        scenarios += [load_scenario(path) for path in paths]
     tell = None if arguments.json else terminal.live()
     reports = []
     for scenario in scenarios:
@@ -225,6 +243,7 @@ def _boot(arguments: argparse.Namespace) -> int:
     from integration.lab.factory import make_stock
     from integration.lab.machine import Machine
     from integration.lab.serial import plain
+    from integration.lab.shell import KERNEL_PARAMETERS, socket_path
     from updater.layouts import load_layout
 
     stock = make_stock(arguments.layout)
@@ -249,9 +268,10 @@ def _boot(arguments: argparse.Namespace) -> int:
                 print(shown, flush=True)
 
     observer = Observer(folder, releases=stock.versions, look=disk.look, tell=tell, show=show)
-    hardware = Hardware(memory_mib=arguments.memory, uefi=disk.layout.is_uefi)
+    hardware = Hardware(memory_mib=arguments.memory, uefi=disk.layout.is_uefi, shell=socket_path(folder))
     with Machine(stock.emulator, disk=disk.path, folder=folder, observer=observer, hardware=hardware) as machine:
-        machine.given = Given(tuple(faults))
+        machine.given = Given((*KERNEL_PARAMETERS, *faults))
+        print(f"acl-lab: `acl-lab shell {folder}` opens a root shell in it", file=sys.stderr)
         machine.power_on()
         with contextlib.suppress(KeyboardInterrupt):
             while machine.is_on:

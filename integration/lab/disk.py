@@ -6,13 +6,14 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from integration.lab.fat import FatReader, WatchedEsp
-from integration.lab.scenario import DEFAULT_LAYOUT
 from integration.lab.stock import Stock
+from integration.lab.terms import DEFAULT_LAYOUT
 from integration.lab.timeline import DiskView
 from updater import gpt
 from updater.boot.choose import TableAccess, open_backend
@@ -175,9 +176,9 @@ class Disk:
 
     # -- surgery, with the machine off ---------------------------------------------------------------------------
 
-    def flip_block(self, slot: str, block: int) -> None:
-        """Invert one byte in a 4096-byte block of a slot's data partition."""
-        label = self.layout.partition("data", Slot(slot)).label
+    def flip_block(self, slot: str, block: int, role: Literal["data", "hash"] = "data") -> None:
+        """Invert one byte in a 4096-byte block of a slot's data partition, or of its hash tree's."""
+        label = self.layout.partition(role, Slot(slot)).label
         self._flip(self.partition(label).offset_bytes + block * _BLOCK_BYTES + 17)
 
     def flip_file(self, path: str, at_byte: int) -> None:
@@ -201,6 +202,30 @@ class Disk:
     def rename_file(self, path: str, name: str) -> None:
         """Give a file on the ESP another name in its folder."""
         run([_tool("mren"), "-i", self._esp_image(), f"::{path}", name])
+
+    def rewrite_file(self, path: str, change: Callable[[bytes], bytes]) -> None:
+        """Give a file on the ESP another content."""
+        content = self.esp().read(path)
+        if content is None:
+            raise EnvironmentFailure(f"the ESP has no {path}", mend="mend the scenario", reason="lab-disk")
+        self._put(path, change(content))
+
+    def remove_file(self, path: str) -> None:
+        """Take a file from the ESP."""
+        run([_tool("mdel"), "-i", self._esp_image(), f"::{path}"])
+
+    def protect_file(self, path: str) -> None:
+        """Give a file on the ESP the attribute `read-only`."""
+        run([_tool("mattrib"), "+r", "-i", self._esp_image(), f"::{path}"])
+
+    def zero(self, label: str, at_byte: int, length: int) -> None:
+        """Overwrite a part of a partition with zeros."""
+        partition = self.partition(label)
+        if at_byte + length > partition.length_bytes:
+            raise EnvironmentFailure(f"{label} is not that long", mend="mend the scenario", reason="lab-disk")
+        with self.path.open("r+b") as file:
+            file.seek(partition.offset_bytes + at_byte)
+            file.write(bytes(length))
 
     def fill_esp(self, leave_bytes: int) -> int:
         """Fill the ESP up to `leave_bytes`; return how long the filler is."""

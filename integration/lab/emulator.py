@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from integration.lab.accelerator import accelerator, cpu_model
+from integration.lab.storage import SectorError, disk_options, escaped
 
 AGENT_PORT = "org.acl.lab"
 # An emulated timer can miss the kernel's own check of it while the host is busy: the kernel then panics, with nothing
@@ -27,13 +28,23 @@ class Emulator:
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """The parts of a machine that stay the same over its boots; without `uefi` its firmware is a BIOS."""
+    """The parts of a machine that stay the same over its boots; without `uefi` its firmware is a BIOS.
+
+    `clock` is what its real-time clock says at power-on (None: the host's time), `slow_disk` bytes a second, `twin` a
+    second disk, `shell` a socket for a second serial port.
+    """
 
     memory_mib: int = 1024
     watchdog: bool = True
     network: bool = True
     uefi: bool = True
     sector_bytes: int = 512
+    clock: str | None = None
+    slow_disk: int | None = None
+    bad_sectors: tuple[SectorError, ...] = ()
+    twin: Path | None = None
+    variables_read_only: bool = False
+    shell: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +73,6 @@ class Wires:
 
     agent: int
     qmp: int
-
-
-def escaped(value: str) -> str:
-    """Return a value for a QEMU option: a comma ends an option unless it stands twice."""
-    return value.replace(",", ",,")
 
 
 def smbios_strings(given: Given) -> list[str]:
@@ -102,9 +108,19 @@ def command(
         *("-machine", f"q35,accel={emulator.accelerator},smm=off,vmport=off,sata=off,i8042=off"),
         *("-cpu", cpu_model(emulator.accelerator)),
         *("-smp", "1", "-m", f"{hardware.memory_mib}"),
-        *("-rtc", "base=utc,clock=host"),
-        *(_uefi(emulator, None if recording else variables) if hardware.uefi else ()),
-        *(_recorded(disk, recording) if recording else _plain(disk, hardware.sector_bytes)),
+        *("-rtc", f"base={hardware.clock or 'utc'},clock=host"),
+        *(_firmware(emulator, None if recording else variables, hardware) if hardware.uefi else ()),
+        *(
+            _recorded(disk, recording)
+            if recording
+            else disk_options(
+                disk,
+                sector_bytes=hardware.sector_bytes,
+                slow=hardware.slow_disk,
+                bad_sectors=hardware.bad_sectors,
+                twin=hardware.twin,
+            )
+        ),
         *("-device", "virtio-rng-pci"),
         # A pipe, not a socket: QEMU sends byte by byte, a socket's buffer holds some 270 such messages, and what a
         # full one does not take in time is lost.
@@ -114,6 +130,9 @@ def command(
         *("-device", f"virtserialport,chardev=agent,name={AGENT_PORT}"),
         *("-action", "reboot=shutdown,shutdown=pause,panic=none,watchdog=reset"),
     ]
+    if hardware.shell is not None:
+        argv += ["-chardev", f"socket,id=shell,path={escaped(str(hardware.shell))},server=on,wait=off"]
+        argv += ["-serial", "chardev:shell"]
     if hardware.watchdog:
         argv += ["-device", "i6300esb"]
     if hardware.network:
@@ -124,24 +143,13 @@ def command(
     return argv
 
 
-def _sectors(size: int) -> str:
-    return "" if size == 512 else f",logical_block_size={size},physical_block_size={size}"
-
-
-def _uefi(emulator: Emulator, variables: Path | None) -> tuple[str, ...]:
+def _firmware(emulator: Emulator, variables: Path | None, hardware: Hardware) -> tuple[str, ...]:
+    """Return the options of the firmware, whose store is elsewhere when `variables` is None."""
     code = ("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={escaped(str(emulator.firmware_code))}")
-    return (
-        code if variables is None else (*code, "-drive", f"if=pflash,unit=1,format=raw,file={escaped(str(variables))}")
-    )
-
-
-def _plain(disk: Path, sector_bytes: int) -> tuple[str, ...]:
-    return (
-        # Killing QEMU loses nothing that the guest's disk had acknowledged, whether the host flushed it or not.
-        *("-blockdev", f"driver=file,node-name=file,filename={escaped(str(disk))},cache.no-flush=on,discard=unmap"),
-        *("-blockdev", "driver=raw,node-name=disk,file=file,cache.no-flush=on,discard=unmap,detect-zeroes=unmap"),
-        *("-device", f"virtio-blk-pci,drive=disk,bootindex=1{_sectors(sector_bytes)}"),
-    )
+    if variables is None:
+        return code
+    lock = "readonly=on," if hardware.variables_read_only else ""
+    return (*code, "-drive", f"if=pflash,unit=1,format=raw,{lock}file={escaped(str(variables))}")
 
 
 def _recorded(disk: Path, recording: Recording) -> tuple[str, ...]:

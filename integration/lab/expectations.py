@@ -41,6 +41,8 @@ def _expect_from_outside(wanted: Expect, run: Run) -> None:
         run.check(
             "boots", [_pattern_words(one, versions) for one in wanted.boots], [_boot_words(one) for one in seen], ok
         )
+    if wanted.boots_at_most is not None:
+        run.check("boots at most", wanted.boots_at_most, len(boots), len(boots) <= wanted.boots_at_most)
     last = boots[-1] if boots else None
     if wanted.slot is not None:
         slot = last.slot if last else None

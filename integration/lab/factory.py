@@ -17,8 +17,8 @@ from integration.images.reference import ReleaseSpec
 from integration.lab.disk import VARIABLES
 from integration.lab.emulator import find_emulator
 from integration.lab.publisher import acl_release, link, promote
-from integration.lab.scenario import DEFAULT_LAYOUT
 from integration.lab.stock import Known, Stock
+from integration.lab.terms import DEFAULT_LAYOUT
 from updater.layouts import Layout, load_layout
 from updater.manifest import Manifest, parse_manifest, tree_length_bytes
 from updater.release.cpio import TreeFile

@@ -13,21 +13,36 @@ from updater.run import run
 
 def tamper(repository: Path, pattern: str) -> list[Path]:
     """Invert the middle byte of every served file whose path matches a glob; raise when none does."""
-    changed = []
-    for path in sorted(repository.rglob("*")):
-        if path.is_file() and fnmatch.fnmatch(path.relative_to(repository).as_posix(), pattern):
-            content = bytearray(path.read_bytes())
-            if content:
-                content[len(content) // 2] ^= 0xFF
-            # The copy shares its files with the stock by hard links: a new file takes the name, none is written into.
-            path.unlink()
-            path.write_bytes(content)
-            changed.append(path)
-    if not changed:
+    found = _matching(repository, pattern)
+    for path in found:
+        content = bytearray(path.read_bytes())
+        if content:
+            content[len(content) // 2] ^= 0xFF
+        # The copy shares its files with the stock by hard links: a new file takes the name, none is written into.
+        path.unlink()
+        path.write_bytes(content)
+    return found
+
+
+def lose(repository: Path, pattern: str) -> list[Path]:
+    """Remove every served file whose path matches a glob; raise when none does."""
+    found = _matching(repository, pattern)
+    for path in found:
+        path.unlink()
+    return found
+
+
+def _matching(repository: Path, pattern: str) -> list[Path]:
+    found = [
+        path
+        for path in sorted(repository.rglob("*"))
+        if path.is_file() and fnmatch.fnmatch(path.relative_to(repository).as_posix(), pattern)
+    ]
+    if not found:
         raise EnvironmentFailure(
             f"no file of the repository matches {pattern!r}", mend="mend the glob", reason="fault-not-injected"
         )
-    return changed
+    return found
 
 
 def restore(repository: Path, stock: Path) -> None:
@@ -55,6 +70,11 @@ def expire(repository: Path, keys: Path) -> None:
     """Let snapshot and timestamp expire, as if their keeper had renewed them for the last time a year ago."""
     roles = ("--role", "snapshot", "--role", "timestamp")
     acl_release("refresh", *roles, "--now", "2025-11-20T00:00:00Z", "--repo", repository, "--keys", keys)
+
+
+def renew(repository: Path, keys: Path) -> None:
+    """Sign snapshot and timestamp anew, one version further."""
+    acl_release("refresh", "--role", "snapshot", "--role", "timestamp", "--repo", repository, "--keys", keys)
 
 
 def promote(repository: Path, keys: Path, version: str) -> None:

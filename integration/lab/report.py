@@ -118,9 +118,9 @@ def junit(reports: Iterable[Report], *, suite: str = "acl-lab") -> bytes:
         if not report.passed:
             kind = "error" if report.error is not None else "failure"
             first, _, _ = report.problem.partition("\n")
-            ElementTree.SubElement(case, kind, message=_printable(first)).text = _printable(report.problem)
+            ElementTree.SubElement(case, kind, message=printable(first)).text = printable(report.problem)
         out = "\n".join(f"{event.at_s:8.1f}  {event.kind:10}  {event.text}" for event in report.events)
-        ElementTree.SubElement(case, "system-out").text = _printable(out)
+        ElementTree.SubElement(case, "system-out").text = printable(out)
     raw: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
     return raw
 
@@ -135,6 +135,6 @@ def write_reports(folder: Path, report: Report) -> None:
     files.replace("junit.xml", junit([report]))
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Return text without the control characters that XML 1.0 cannot hold."""
     return "".join(c if c in "\n\t" or (ord(c) >= 32 and not 0xD800 <= ord(c) <= 0xDFFF) else "·" for c in text)

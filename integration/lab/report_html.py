@@ -12,7 +12,7 @@ _GOOD = {Outcome.HEALTHY, Outcome.COMMITTED}
 _NEUTRAL = {Outcome.RUNNING, Outcome.HALTED, Outcome.POWER_CUT, Outcome.REBOOTED}
 _LOUD_EVENTS = {"commit", "panic", "watchdog", "emergency", "verity", "power cut", "fault", "lab", "expect"}
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark;
   --bg:#f6f7f9; --card:#fff; --ink:#1b2330; --soft:#5d6979; --line:#dfe4ea; --good:#1a7f4b; --good-bg:#dcf5e7;
   --bad:#b3261e; --bad-bg:#fde7e5; --calm:#7a5c00; --calm-bg:#fdf1cf; --a:#2f6fde; --b:#b4540a; --a-bg:#e3edfd;
@@ -73,7 +73,7 @@ def render(report: Report) -> str:
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
         '<meta name=viewport content="width=device-width,initial-scale=1">',
-        f"<title>{escape(report.name)}: {verdict}</title><style>{_STYLE}</style><main>",
+        f"<title>{escape(report.name)}: {verdict}</title><style>{STYLE}</style><main>",
         _header(report, verdict),
         _life(report.boots),
         _boots(report.boots),
@@ -90,7 +90,7 @@ def _header(report: Report, verdict: str) -> str:
     held = sum(1 for one in report.expectations if one.ok)
     facts = {
         "started": report.started_utc,
-        "took": _clock(report.seconds),
+        "took": clock(report.seconds),
         "boots": str(len(report.boots)),
         "expectations": f"{held} of {len(report.expectations)} held",
         **report.about,
@@ -122,7 +122,7 @@ def _life(boots: tuple[Boot, ...]) -> str:
         lanes.append(
             f'<div><span class="chip slot-{slot}">slot {slot}</span></div><div class=lane>{"".join(bars)}</div>'
         )
-    marks = "".join(f'<span style="left:{25 * i}%">{_clock(total * i / 4)}</span>' for i in range(5))
+    marks = "".join(f'<span style="left:{25 * i}%">{clock(total * i / 4)}</span>' for i in range(5))
     return (
         f"<section><h2>The node's life</h2><div class=lanes>{''.join(lanes)}"
         f"<div></div><div class=axis>{marks}</div></div></section>"
@@ -200,6 +200,7 @@ def _sentence(boot: Boot) -> str:
     return f"boot {boot.n}: release {boot.release or '?'}, {boot.outcome.value}, {boot.seconds:.0f} s"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Return seconds as people say them."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d} min" if minutes else f"{rest} s"

@@ -11,14 +11,16 @@ from typing import Any
 
 from integration.lab.boots import Observer
 from integration.lab.disk import Disk
-from integration.lab.emulator import Given, network_address
+from integration.lab.emulator import Given, Hardware, network_address
+from integration.lab.injections import Fault
 from integration.lab.machine import Machine
 from integration.lab.patience import slowness
 from integration.lab.report import Held
-from integration.lab.scenario import DEFAULT_LAYOUT, Fault, Scenario
+from integration.lab.scenario import Scenario
 from integration.lab.serial import Mark
 from integration.lab.server import LabServer
 from integration.lab.stock import Stock
+from integration.lab.terms import DEFAULT_LAYOUT
 from integration.lab.timeline import Boot
 from updater.errors import UpdaterError
 
@@ -50,6 +52,7 @@ class Run:
     observer: Observer
     config: dict[str, Any]
     repository: Path
+    hardware: Hardware
     faults: list[Fault] = field(default_factory=list)
     asked: list[Fault] = field(default_factory=list)
     held: list[Held] = field(default_factory=list)
@@ -86,6 +89,8 @@ class Run:
             grown = min(_MOST_DEADLINE_S, health["deadline_s"] * pace)
             config["health"] = {**health, "deadline_s": max(health["deadline_s"], round(grown))}
         credentials = {"tmpfiles.extra": tmpfiles_line(config), **drop_ins}
+        for fault in self.faults:
+            credentials |= fault.credentials
         kernel = (paced(parameter, pace) for parameter in self.scenario.kernel)
         self.machine.given = Given((*kernel, *faults), credentials)
 
@@ -94,7 +99,8 @@ class Run:
         given: dict[str, Any] = {"mirrors": [f"http://{host}:{self.server.port}"]}
         if self.stock.layout != DEFAULT_LAYOUT:
             given["layout"] = self.stock.layout
-        return merged(given, self.config)
+        # A step `config` that sets a key to null takes back what an earlier one said.
+        return merged(given, {key: value for key, value in self.config.items() if value is not None})
 
     def offline_config(self) -> Path:
         """Return the configuration file for `acl-updater --disk`."""

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from integration.lab.actions import perform
 from integration.lab.boots import Event, Observer
 from integration.lab.disk import VARIABLES, Disk, copy_disk, take_variables
 from integration.lab.emulator import Hardware
+from integration.lab.injecting import perform
 from integration.lab.machine import Machine
 from integration.lab.publisher import link
 from integration.lab.report import Held, Report, write_reports
@@ -64,7 +64,17 @@ def execute(
             Machine(stock.emulator, disk=disk.path, folder=folder, observer=observer, hardware=hardware) as machine,
         ):
             run = Run(
-                stock, scenario, folder, machine, disk, server, observer, dict(scenario.config), repository, held=held
+                stock,
+                scenario,
+                folder,
+                machine,
+                disk,
+                server,
+                observer,
+                dict(scenario.config),
+                repository,
+                hardware,
+                held=held,
             )
             server.on_bytes.append(served_notes(observer))
             run.digests = {slot: disk.slot_digest(slot) for slot in slots_to_keep(scenario)}
@@ -79,6 +89,10 @@ def execute(
     except Exception as failure:  # a defect of the lab itself must not look like one of the product
         error = f"{type(failure).__name__}: {failure}"
         observer.note("lab", error)
+    except BaseException:
+        # Ctrl-C, or a matrix that is ended: the machine is off by now, and nobody will look at its disk.
+        _drop_disks(folder)
+        raise
     report = Report(
         name=scenario.name,
         summary=scenario.summary,
@@ -92,10 +106,15 @@ def execute(
     )
     write_reports(folder, report)
     if not keep_disk:
-        for leftover in (disk.path, folder / VARIABLES):
-            leftover.unlink(missing_ok=True)
-        shutil.rmtree(folder / "repository", ignore_errors=True)
+        _drop_disks(folder)
     return report
+
+
+def _drop_disks(folder: Path) -> None:
+    """Remove what weighs gigabytes, and leave what was written about it."""
+    for leftover in (*folder.glob("disk.raw*"), folder / VARIABLES, folder / "twin.raw"):
+        leftover.unlink(missing_ok=True)
+    shutil.rmtree(folder / "repository", ignore_errors=True)
 
 
 def own_repository(stock: Stock, scenario: Scenario, folder: Path) -> Path:

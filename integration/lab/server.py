@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +17,8 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
+from integration.lab.lies import LIES, lie
+
 _CHUNK_BYTES = 64 * 1024
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)$")
 
@@ -23,14 +27,16 @@ _RANGE = re.compile(r"bytes=(\d*)-(\d*)$")
 class ServerFault:
     """What goes wrong: for paths that match `paths`, after `after_bytes` of body were served in all.
 
-    `kind` is `refuse` (connections are closed without a word), `cut` (the body ends early), `stall` (the body stops
-    for ever) or `status` (an HTTP status in place of the file).
+    `kind` is `refuse` (connections are closed without a word), `reset` (by a TCP reset), `cut` (the body ends early),
+    `stall` (the body stops for ever), `slow` (`rate` bytes a second), `status` (an HTTP status in place of the file),
+    `portal` (a page that wants a login), or one of the lies about a file's bytes in `integration.lab.lies`.
     """
 
     kind: str
     paths: str = "*"
     after_bytes: int = 0
     status: int = 503
+    rate: int = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,21 +160,16 @@ class _Handler(BaseHTTPRequestHandler):
         tests = self.server_of_tests
         path = unquote(urlsplit(self.path).path).lstrip("/")
         fault = tests.fault_for(path)
-        if fault is not None and fault.kind == "refuse":
-            self.close_connection = True
-            return
-        if fault is not None and fault.kind == "stall":
-            tests.wait_for_end()
-            self.close_connection = True
-            return
-        if fault is not None and fault.kind == "status":
-            self._refuse(path, fault.status)
+        if fault is not None and self._fails(path, fault):
             return
         file = (tests.folder / path).resolve()
         if not file.is_relative_to(tests.folder) or not file.is_file():
             self._refuse(path, HTTPStatus.NOT_FOUND)
             return
         length = file.stat().st_size
+        if fault is not None and fault.kind in LIES:
+            lie(self, file.read_bytes(), fault.kind)
+            return
         start, end, status = 0, length, HTTPStatus.OK
         wanted = _RANGE.fullmatch(self.headers.get("Range", ""))
         if wanted and any(wanted.groups()):
@@ -190,6 +191,23 @@ class _Handler(BaseHTTPRequestHandler):
         if with_body:
             self._send(file, path, start, end)
 
+    def _fails(self, path: str, fault: ServerFault) -> bool:
+        """Answer without the file, where that is what the fault does."""
+        if fault.kind == "status":
+            self._refuse(path, fault.status)
+        elif fault.kind == "portal":
+            lie(self, b"", fault.kind)
+        elif fault.kind in ("refuse", "reset", "stall"):
+            if fault.kind == "stall":
+                self.server_of_tests.wait_for_end()
+            elif fault.kind == "reset":
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
+            self.close_connection = True
+        else:
+            return False
+        return True
+
     def _send(self, file: Path, path: str, start: int, end: int) -> None:
         tests = self.server_of_tests
         try:
@@ -197,12 +215,17 @@ class _Handler(BaseHTTPRequestHandler):
                 source.seek(start)
                 while start < end:
                     fault = tests.fault_for(path)
-                    if fault is not None:
+                    slow = fault is not None and fault.kind == "slow"
+                    if fault is not None and not slow and fault.kind not in LIES:
                         self.close_connection = True
                         if fault.kind == "stall":
                             tests.wait_for_end()
                         return
-                    data = source.read(min(_CHUNK_BYTES, end - start))
+                    most = _CHUNK_BYTES
+                    if fault is not None and slow:
+                        most = max(1, min(most, fault.rate // 4))
+                        time.sleep(most / fault.rate)
+                    data = source.read(min(most, end - start))
                     self.wfile.write(data)
                     start += len(data)
                     tests.count(len(data))

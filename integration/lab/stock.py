@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from integration.lab.emulator import Emulator
-from integration.lab.scenario import DEFAULT_LAYOUT
+from integration.lab.terms import DEFAULT_LAYOUT
 from updater.errors import EnvironmentFailure
 
 
