@@ -11,13 +11,16 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Container, Iterable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from updater.blocks import Blocks, paged
 from updater.errors import EnvironmentFailure, SlotDamaged
 from updater.manifest import BLOCK_BYTES, Root, tree_length_bytes
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 DIGEST_BYTES = 32
 GROUP_BLOCKS = BLOCK_BYTES // DIGEST_BYTES
@@ -232,6 +235,9 @@ def prove(
     digests = upper_digests(hashes, root, hasher)
     leaf = _Tally(hashes, "hash block")
     block = _Tally(data, "data block")
+    # Not with the module: every start of the updater imports it for a superblock, and few prove a slot.
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prove") as ahead:
         for first, expected in leaf_runs(hashes, root, digests, hasher, leaf.add):
             if progress:

@@ -67,8 +67,9 @@ inside systemctl --quiet disable dpkg-db-backup.timer e2scrub_all.timer e2scrub_
 inside sh -c 'cd /usr/lib/python3.13 && rm -rf test idlelib ensurepip tkinter turtledemo pydoc_data lib2to3 \
     && find . -name __pycache__ -prune -exec rm -rf {} +'
 # The root is read-only and its times are clamped: bytecode that is checked against source times would be compiled anew
-# at every start.
-inside env PYTHONHASHSEED=0 python3.13 -m compileall -q -j 1 --invalidation-mode unchecked-hash /usr/lib/python3.13
+# at every start. By force: what the compiler itself imports is there by then, checked against times.
+inside env PYTHONHASHSEED=0 python3.13 -m compileall -q -f -j 1 --invalidation-mode unchecked-hash \
+    /usr/lib/python3.13 /usr/share/python3
 umount "$ROOT/tmp" "$ROOT/run" "$ROOT/sys" "$ROOT/proc"
 umount -R "$ROOT/dev"
 cd "$ROOT"

@@ -63,7 +63,12 @@ def _find(name: str) -> Command:
         from updater.cli import looking
 
         return getattr(looking, name)  # type: ignore[no-any-return]
-    if name in ("stage", "finalize", "update", "commit", "rollback", "cancel", "recover"):
+    if name == "recover":
+        # Apart from the others: every boot runs it, and theirs bring in all that fetches and writes a release.
+        from updater.cli.recovering import recover
+
+        return recover
+    if name in ("stage", "finalize", "update", "commit", "rollback", "cancel"):
         from updater.cli import updating
 
         return getattr(updating, name)  # type: ignore[no-any-return]

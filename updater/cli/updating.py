@@ -1,14 +1,14 @@
-"""The commands that change what boots: stage, finalize, update, commit, rollback, cancel, recover."""
+"""The commands that change what boots: stage, finalize, update, commit, rollback, cancel."""
 
 from __future__ import annotations
 
 import argparse
 
-from updater.cli.looking import built, renew, status_data
+from updater.cli.looking import built, renew
 from updater.cli.output import Report
 from updater.cli.planned import plan_report
+from updater.cli.recovering import installed_health
 from updater.errors import NetworkFailure, NothingToDo, Refused, UpdaterError
-from updater.health_plugin import HealthPlugin, find_health_plugin
 from updater.plan import Plan, sizes
 from updater.policy import holding
 from updater.records import Update, VerdictRecord
@@ -27,7 +27,7 @@ from updater.versions import Version
 
 def stage(args: argparse.Namespace, session: Session) -> Report:
     """Stage a release."""
-    recovering.recover(session, _health(session))
+    recovering.recover(session, installed_health(session))
     with open_repository(session.node, built=built(session.facts())) as repository:
         renew(session, repository, session.facts())
         made = staging.stage(session, repository, to=args.to)
@@ -55,7 +55,7 @@ def _brought_lines(made: Plan) -> list[str]:
 
 def finalize(args: argparse.Namespace, session: Session) -> Report:
     """Arm the staged release."""
-    recovering.recover(session, _health(session))
+    recovering.recover(session, installed_health(session))
     update = _finalize(session, just_proven=False)
     return Report(_armed(update), [_armed_line(session, update)])
 
@@ -73,7 +73,7 @@ def update(args: argparse.Namespace, session: Session) -> Report:
 def commit(args: argparse.Namespace, session: Session) -> Report:
     """Commit the release on trial by hand."""
     _refuse_on_image(session, "commit")
-    health = _health(session)
+    health = installed_health(session)
     recovering.recover(session, health)
     facts = session.facts()
     if decide(facts) is Situation.UNPROVEN and args.force:
@@ -95,7 +95,7 @@ def commit(args: argparse.Namespace, session: Session) -> Report:
 
 def rollback(args: argparse.Namespace, session: Session) -> Report:
     """End the trial, or go back to the other slot's proven release."""
-    recovering.recover(session, _health(session))
+    recovering.recover(session, installed_health(session))
     facts = session.facts()
     if decide(facts) is Situation.TRIAL:
         verdict = VerdictRecord(
@@ -118,19 +118,13 @@ def rollback(args: argparse.Namespace, session: Session) -> Report:
 
 def cancel(args: argparse.Namespace, session: Session) -> Report:
     """Drop what is staged or armed."""
-    recovering.recover(session, _health(session))
+    recovering.recover(session, installed_health(session))
     sentence = cancelling.cancel(session)
     return Report({"format": 1, "cancelled": True, "sentence": sentence}, [sentence])
 
 
-def recover(args: argparse.Namespace, session: Session) -> Report:
-    """Finish what was interrupted."""
-    situation = recovering.recover(session, _health(session))
-    return Report(status_data(session.facts()), [f"this node is {situation.value}"])
-
-
 def _update(args: argparse.Namespace, session: Session) -> Report:
-    situation = recovering.recover(session, _health(session))
+    situation = recovering.recover(session, installed_health(session))
     facts = session.facts()
     pending = facts.journal.update
     with open_repository(session.node, built=built(facts)) as repository:
@@ -165,17 +159,17 @@ def _reboot(args: argparse.Namespace, session: Session, update: Update) -> Repor
 def _finalize(session: Session, *, just_proven: bool, repository: Repository | None = None) -> Update:
     if repository is not None:
         return finalizing.finalize(
-            session, repository=repository, health=_health(session), slot_was_just_proven=just_proven
+            session, repository=repository, health=installed_health(session), slot_was_just_proven=just_proven
         )
     if not session.node.config.mirrors:
-        return finalizing.finalize(session, repository=None, health=_health(session))
+        return finalizing.finalize(session, repository=None, health=installed_health(session))
     with open_repository(session.node, built=built(session.facts())) as opened:
         try:
             renew(session, opened, session.facts())
         except NetworkFailure as error:
             # An unreachable mirror does not keep a proven release from its trial; what was accepted last decides.
             session.record("offline", f"the metadata could not be renewed: {error.message}")
-        return finalizing.finalize(session, repository=opened, health=_health(session))
+        return finalizing.finalize(session, repository=opened, health=installed_health(session))
 
 
 def _is_still_wanted(args: argparse.Namespace, session: Session, repository: Repository, update: Update) -> bool:
@@ -225,10 +219,6 @@ def _armed_line(session: Session, update: Update) -> str:
         f"release {update.release.version} in slot {update.slot} is armed: the next boot tries it, at most "
         f"{update.tries} times; release {update.from_version} is the fallback"
     )
-
-
-def _health(session: Session) -> HealthPlugin | None:
-    return find_health_plugin() if session.node.live else None
 
 
 def _refuse_on_image(session: Session, verb: str) -> None:

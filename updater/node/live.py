@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import platform
 import shutil
 import tempfile
 import time
@@ -50,7 +49,8 @@ class LiveNode:
         """Prepare; nothing is looked at before the context is entered."""
         self.layout = layout
         self.config = config
-        self.architecture = {"x86_64": "x86-64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+        machine = os.uname().machine
+        self.architecture = {"x86_64": "x86-64", "aarch64": "arm64"}.get(machine, machine)
         self.state: Directory = MountedDirectory(STATE)
         self.trust: Directory = Below(self.state, "trust")
         self._stack = contextlib.ExitStack()
