@@ -17,7 +17,7 @@ from integration.lab.disk import VARIABLES, Disk, copy_disk
 from integration.lab.emulator import Hardware, Recording
 from integration.lab.machine import Machine
 from integration.lab.run import Failed, Run
-from integration.lab.scenario import Scenario, parse_scenario
+from integration.lab.scenario import parse_scenario
 from integration.lab.server import LabServer
 from integration.lab.stock import Stock
 from updater.errors import EnvironmentFailure
@@ -153,18 +153,21 @@ def recorded_in(folder: Path) -> Recorded:
 
 def _play(stock: Stock, text: bytes, folder: Path, disk: Disk, server: LabServer, recording: Recording | None) -> None:
     scenario = parse_scenario(text, "the recording")
+    hardware = Hardware(memory_mib=scenario.memory_mib)
     observer = Observer(folder, releases=stock.versions, look=disk.look, tell=_tell)
     with Machine(
         stock.emulator,
         disk=disk.path,
         folder=folder,
         observer=observer,
-        hardware=Hardware(memory_mib=scenario.memory_mib),
+        hardware=hardware,
         recording=recording,
     ) as machine:
         if recording is not None:
             recording.log.touch()
-        run = _run_of(stock, scenario, folder, machine, disk, server, observer)
+        config = dict(scenario.config)
+        run = Run(stock, scenario, folder, machine, disk, server, observer, config, stock.repository, hardware)
+        run.digests = {"a": disk.slot_digest("a")}
         try:
             for step in scenario.steps:
                 perform(step.action, run)
@@ -172,14 +175,6 @@ def _play(stock: Stock, text: bytes, folder: Path, disk: Disk, server: LabServer
             raise EnvironmentFailure(
                 f"the update that was to be recorded failed: {error}", mend=f"see {folder}", reason="lab-recording"
             ) from error
-
-
-def _run_of(
-    stock: Stock, scenario: Scenario, folder: Path, machine: Machine, disk: Disk, server: LabServer, observer: Observer
-) -> Run:
-    run = Run(stock, scenario, folder, machine, disk, server, observer, dict(scenario.config), stock.repository)
-    run.digests = {"a": disk.slot_digest("a")}
-    return run
 
 
 def _tell(event: Event) -> None:
