@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from integration.lab.catalogue import STAGES, chosen_faults, compose, find_faults, load_fault, parse_fault
 from integration.lab.scenario import Scenario, parse_scenario
+from rollback.checks import parse_health_file
 from updater.errors import InvalidDocument, UpdaterError
 from updater.schema import encode_json
 
@@ -90,6 +91,18 @@ def test_scripts_reach_the_guest_as_credentials() -> None:
     scenario = compose(parse_fault(text.encode(), "good.yaml"))
     given_fault = next(step.fault for step in scenario.steps if step.fault is not None)
     assert given_fault.credentials == {"acl.lab.root.good": "exit 1", "acl.lab.initrd-early.good": "ls"}
+
+
+def test_checks_of_a_fault_are_laid_over_the_operators_in_that_release_alone(tmp_path: Path) -> None:
+    text = HEAD + "inject: {checks: [{name: api, kind: tcp, port: 6443}]}\nexpect: {ends: back}\n"
+    early = parse_fault(text.encode(), "good.yaml").inject.scripts["early"]
+    script = early.replace("/run/acl-lab", str(tmp_path / "run"))
+    subprocess.run(["sh", "-eu", "-c", script, "sh", str(tmp_path / "units")], check=True)
+    [check] = parse_health_file((tmp_path / "run" / "checks.yaml").read_bytes(), "checks.yaml").checks
+    assert (check.name, check.kind) == ("api", "tcp")
+    drop_in = (tmp_path / "units" / "acl-updater-health.service.d" / "80-acl-lab.conf").read_text()
+    assert drop_in.startswith("[Service]\nExecStartPre=")
+    assert "mount -t tmpfs" in drop_in
 
 
 def test_a_misspelt_key_is_named_with_its_line() -> None:

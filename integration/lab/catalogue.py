@@ -20,8 +20,9 @@ from integration.lab.scenario import (
 )
 from integration.lab.terms import DEFAULT_LAYOUT, Condition, EntryPattern, Release, Seconds, SlotName, Text, Wrong
 from integration.lab.yaml_places import placed
+from rollback.checks import AnyCheck, HealthFile
 from updater.errors import InvalidDocument, UpdaterError
-from updater.schema import Name, decode_yaml, limited
+from updater.schema import Name, decode_yaml, encode_json, limited
 
 FOLDER = Path(__file__).resolve().parent.parent / "faults"
 
@@ -60,10 +61,11 @@ class Inject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the fault gets in.
 
     In the guest of release 2, `hook` names one that the reference image has; `script`, `early`, `initrd` and
-    `initrd_early` are shell scripts: see the step `fault`. `before` are steps on the factory disk before the update,
-    `armed` steps on the powered-off machine between the update and the trial's first boot. `update` replaces the
-    standard `update --to 2.0.0`. `story` are steps that replace the whole standard scenario but its end. `mend` are
-    steps that take the fault away again before the next update, if it does not end by itself.
+    `initrd_early` are shell scripts: see the step `fault`. `checks` are health checks that it has instead of the
+    operator's, such as those of a kubelet, which the reference image lacks. `before` are steps on the factory disk
+    before the update, `armed` steps on the powered-off machine between the update and the trial's first boot. `update`
+    replaces the standard `update --to 2.0.0`. `story` are steps that replace the whole standard scenario but its end.
+    `mend` are steps that take the fault away again before the next update, if it does not end by itself.
     """
 
     hook: Name | None = None
@@ -72,6 +74,7 @@ class Inject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     script: _Script | None = None
     initrd_early: _Script | None = None
     initrd: _Script | None = None
+    checks: Annotated[list[AnyCheck], limited("list at most 20 checks", max_length=20)] = []
     before: _Steps = []
     armed: _Steps = []
     update: Text | None = None
@@ -90,7 +93,23 @@ class Inject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def scripts(self) -> dict[str, str]:
         """Return the scripts for the guest by where they run."""
         keys = ("early", "script", "initrd_early", "initrd")
-        return {key: text for key in keys if (text := getattr(self, key)) is not None}
+        found = {key: text for key in keys if (text := getattr(self, key)) is not None}
+        if self.checks:
+            found["early"] = found.get("early", "") + _install_checks(self.checks)
+        return found
+
+
+def _install_checks(checks: list[AnyCheck]) -> str:
+    """Return shell that puts checks over the operator's, in memory: the other release must not meet them."""
+    document = encode_json(HealthFile(format=1, checks=checks)).decode()
+    folder = "/etc/acl-updater/health.d"
+    install = f"mkdir -p {folder}; mount -t tmpfs lab {folder}; cp /run/acl-lab/checks.yaml {folder}/"
+    return (
+        'mkdir -p /run/acl-lab "$1/acl-updater-health.service.d"\n'
+        f"cat > /run/acl-lab/checks.yaml << 'END-OF-CHECKS'\n{document}END-OF-CHECKS\n"
+        f"""printf '[Service]\\nExecStartPre=/usr/bin/sh -c "{install}"\\n' """
+        '> "$1/acl-updater-health.service.d/80-acl-lab.conf"\n'
+    )
 
 
 class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
