@@ -19,7 +19,8 @@ from updater.layouts import load_layout
 from updater.run import run, search_path
 
 OFFSET = 1 << 20
-MISSING = [tool for tool in ("mkfs.vfat", "mke2fs", "mcopy", "mdel", "mattrib") if shutil.which(tool, path=search_path()) is None]
+TOOLS = ("mkfs.vfat", "mke2fs", "mcopy", "mdel", "mattrib")
+MISSING = [tool for tool in TOOLS if shutil.which(tool, path=search_path()) is None]
 needs_tools = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {MISSING}")
 
 
