@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from integration.lab.catalogue import STAGES, chosen_faults, compose, find_faults, load_fault, parse_fault
+from integration.lab.catalogue import (
+    STAGES,
+    chosen_faults,
+    compose,
+    find_faults,
+    given_to_guest,
+    load_fault,
+    parse_fault,
+)
 from integration.lab.scenario import Scenario, parse_scenario
 from rollback.checks import parse_health_file
 from updater.errors import InvalidDocument, UpdaterError
@@ -173,3 +181,19 @@ def test_garbage_is_refused_and_never_crashes(raw: bytes) -> None:
 def test_the_table_of_failure_modes_has_every_fault() -> None:
     table = (Path(__file__).parent.parent / "docs" / "failure-modes.md").read_text()
     assert [path.stem for path in FILES if f"| `{path.stem}` |" not in table] == []
+
+
+def test_a_guest_is_given_hooks_and_faults_of_the_catalogue_by_name() -> None:
+    given_now = given_to_guest(["1:panic", "2:userspace-clock-jump", "2:hang-userspace"], lambda n: f"{n}.0.0")
+    assert given_now.kernel_parameters == (
+        "acl.lab.fault=1.0.0:panic",
+        "acl.lab.fault=2.0.0:userspace-clock-jump",
+        "acl.lab.fault=2.0.0:hang",
+    )
+    assert list(given_now.credentials) == ["acl.lab.root.userspace-clock-jump"]
+
+
+@pytest.mark.parametrize("word", ["panic", ":panic", "1:", "1:server-gzip"])
+def test_a_guest_is_given_nothing_else(word: str) -> None:
+    with pytest.raises(UpdaterError):
+        given_to_guest([word], str)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
+from integration.lab.emulator import Given
 from integration.lab.injections import Fault
 from integration.lab.scenario import (
     Boot,
@@ -171,8 +172,8 @@ class Needs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class FaultFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One fault of the catalogue.
 
-    `why` says in one sentence why anyone should care. `seen` is the day on which its expectation was last seen to hold.
-    `shortfall` says what the product does not do yet, where the expectation is known to fail.
+    `why` says in one sentence why anyone should care. `shortfall` says what the product does not do yet, where the
+    expectation is known to fail.
     """
 
     name: Name
@@ -210,6 +211,28 @@ def load_fault(path: Path) -> FaultFile:
         )
         raise placed(wrong, raw, str(path))
     return fault
+
+
+def given_to_guest(words: Iterable[str], version: Callable[[int], str]) -> Given:
+    """Return what a machine is given for faults such as `1:panic`: hooks of the image, or the catalogue's scripts.
+
+    `version` names a release by its number. Raises UpdaterError for what is neither.
+    """
+    parameters: list[str] = []
+    credentials: dict[str, str] = {}
+    for word in words:
+        number, _, name = word.partition(":")
+        if not number.isdigit() or not name:
+            raise UpdaterError(f"{word!r} is no fault", mend="write RELEASE:NAME, such as 1:panic", reason="no-fault")
+        path = FOLDER / f"{name}.yaml"
+        inject = load_fault(path).inject if path.is_file() else Inject(hook=name)
+        if inject.hook is None and not inject.scripts:
+            raise UpdaterError(
+                f"{name} does not strike in a guest", mend=f"`acl-lab run --fault {name}`", reason="no-fault"
+            )
+        parameters.append(f"acl.lab.fault={version(int(number))}:{inject.hook or name}")
+        credentials |= Fault(release=int(number), name=name, silent=inject.silent, **inject.scripts).credentials
+    return Given(tuple(parameters), credentials)
 
 
 def find_faults(folder: Path = FOLDER) -> list[Path]:
