@@ -147,7 +147,13 @@ def test_an_injection_that_cannot_be_is_refused(inject: str, words: str) -> None
 
 def test_a_refusal_needs_its_exit_code_and_nothing_else_has_one() -> None:
     assert "exit code" in refusal(HEAD + "inject: {update: check}\nexpect: {ends: refused}\n").why
-    assert "nothing is refused" in refusal(HEAD + "inject: {hook: panic}\nexpect: {ends: back, exit: 7}\n").why
+    story = "inject: {story: [{offline: {run: check}}]}\n"
+    for text in (
+        "inject: {hook: panic}\nexpect: {ends: back, exit: 7}\n",
+        story + "expect: {ends: refused, exit: 7}\n",
+    ):
+        assert "no command is refused here" in refusal(HEAD + text).why
+    parse_fault((HEAD + story + "expect: {ends: refused}\n").encode(), "good.yaml")
 
 
 def test_a_fault_bears_the_name_of_its_file(tmp_path: Path) -> None:

@@ -146,12 +146,6 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     boots_at_most: Annotated[int, limited("write a number of boots, from 1 to 40", ge=1, le=40)] | None = None
     within_s: Seconds = 420.0
 
-    def __post_init__(self) -> None:
-        if self.ends == "refused" and (self.exit in (None, 0)):
-            raise Wrong("fault", "exit", "a refusal has an exit code", "give `exit`, one of docs/exit-codes.md")
-        if self.ends != "refused" and (self.exit is not None or self.code is not None):
-            raise Wrong("fault", "exit", "nothing is refused", "leave `exit` and `code` out, or write `ends: refused`")
-
     def expect(self, standard: Expect) -> Expect:
         """Return what must hold, with `standard` for all that this does not say."""
         given = {key: getattr(self, key) for key in Expect.__struct_fields__ if getattr(self, key, None) is not None}
@@ -184,6 +178,15 @@ class FaultFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     needs: Needs = Needs()
     tags: list[Name] = []
     shortfall: Text | None = None
+
+    def __post_init__(self) -> None:
+        wanted = self.expect
+        judged = wanted.ends == "refused" and not self.inject.story
+        if judged and wanted.exit in (None, 0):
+            raise Wrong("fault", "expect.exit", "a refusal has an exit code", "give `exit`, one of docs/exit-codes.md")
+        if not judged and (wanted.exit is not None or wanted.code is not None):
+            where = "a story's own steps" if self.inject.story else "`ends: refused`"
+            raise Wrong("fault", "expect.exit", "no command is refused here", f"that belongs to {where}")
 
     @property
     def needs_boots(self) -> bool:
