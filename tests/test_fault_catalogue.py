@@ -11,8 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from integration.lab.catalogue import STAGES, chosen_faults, compose, find_faults, load_fault, parse_fault
+from integration.lab.catalogue import (
+    STAGES,
+    chosen_faults,
+    compose,
+    find_faults,
+    given_to_guest,
+    load_fault,
+    parse_fault,
+)
 from integration.lab.scenario import Scenario, parse_scenario
+from rollback.checks import parse_health_file
 from updater.errors import InvalidDocument, UpdaterError
 from updater.schema import encode_json
 
@@ -92,6 +101,18 @@ def test_scripts_reach_the_guest_as_credentials() -> None:
     assert given_fault.credentials == {"acl.lab.root.good": "exit 1", "acl.lab.initrd-early.good": "ls"}
 
 
+def test_checks_of_a_fault_are_laid_over_the_operators_in_that_release_alone(tmp_path: Path) -> None:
+    text = HEAD + "inject: {checks: [{name: api, kind: tcp, port: 6443}]}\nexpect: {ends: back}\n"
+    early = parse_fault(text.encode(), "good.yaml").inject.scripts["early"]
+    script = early.replace("/run/acl-lab", str(tmp_path / "run"))
+    subprocess.run(["sh", "-eu", "-c", script, "sh", str(tmp_path / "units")], check=True)
+    [check] = parse_health_file((tmp_path / "run" / "checks.yaml").read_bytes(), "checks.yaml").checks
+    assert (check.name, check.kind) == ("api", "tcp")
+    drop_in = (tmp_path / "units" / "acl-updater-health.service.d" / "80-acl-lab.conf").read_text()
+    assert drop_in.startswith("[Service]\nExecStartPre=")
+    assert "mount -t tmpfs" in drop_in
+
+
 def test_a_misspelt_key_is_named_with_its_line() -> None:
     error = refusal(HEAD + "inject:\n  hook: panic\nexpect:\n  ends: back\n  quarantined: [2]\n")
     assert error.source == "good.yaml:8"
@@ -126,7 +147,13 @@ def test_an_injection_that_cannot_be_is_refused(inject: str, words: str) -> None
 
 def test_a_refusal_needs_its_exit_code_and_nothing_else_has_one() -> None:
     assert "exit code" in refusal(HEAD + "inject: {update: check}\nexpect: {ends: refused}\n").why
-    assert "nothing is refused" in refusal(HEAD + "inject: {hook: panic}\nexpect: {ends: back, exit: 7}\n").why
+    story = "inject: {story: [{offline: {run: check}}]}\n"
+    for text in (
+        "inject: {hook: panic}\nexpect: {ends: back, exit: 7}\n",
+        story + "expect: {ends: refused, exit: 7}\n",
+    ):
+        assert "no command is refused here" in refusal(HEAD + text).why
+    parse_fault((HEAD + story + "expect: {ends: refused}\n").encode(), "good.yaml")
 
 
 def test_a_fault_bears_the_name_of_its_file(tmp_path: Path) -> None:
@@ -160,3 +187,19 @@ def test_garbage_is_refused_and_never_crashes(raw: bytes) -> None:
 def test_the_table_of_failure_modes_has_every_fault() -> None:
     table = (Path(__file__).parent.parent / "docs" / "failure-modes.md").read_text()
     assert [path.stem for path in FILES if f"| `{path.stem}` |" not in table] == []
+
+
+def test_a_guest_is_given_hooks_and_faults_of_the_catalogue_by_name() -> None:
+    given_now = given_to_guest(["1:panic", "2:userspace-clock-jump", "2:hang-userspace"], lambda n: f"{n}.0.0")
+    assert given_now.kernel_parameters == (
+        "acl.lab.fault=1.0.0:panic",
+        "acl.lab.fault=2.0.0:userspace-clock-jump",
+        "acl.lab.fault=2.0.0:hang",
+    )
+    assert list(given_now.credentials) == ["acl.lab.root.userspace-clock-jump"]
+
+
+@pytest.mark.parametrize("word", ["panic", ":panic", "1:", "1:server-gzip"])
+def test_a_guest_is_given_nothing_else(word: str) -> None:
+    with pytest.raises(UpdaterError):
+        given_to_guest([word], str)

@@ -10,13 +10,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from integration.lab.disk import written_pieces
+from integration.images.new_disk import make_empty_disk
+from integration.lab.disk import Disk, written_pieces
 from integration.lab.fat import FatReader, Torn
+from updater.errors import EnvironmentFailure
 from updater.fatimage import FatImage
+from updater.layouts import load_layout
 from updater.run import run, search_path
 
 OFFSET = 1 << 20
-MISSING = [tool for tool in ("mkfs.vfat", "mcopy") if shutil.which(tool, path=search_path()) is None]
+TOOLS = ("mkfs.vfat", "mke2fs", "mcopy", "mdel", "mattrib")
+MISSING = [tool for tool in TOOLS if shutil.which(tool, path=search_path()) is None]
 needs_tools = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {MISSING}")
 
 
@@ -104,3 +108,52 @@ def test_a_hole_and_written_zeros_are_the_same_to_a_slots_digest(tmp_path: Path)
     assert pieces[2 * mib][5:12] == b"content"
     with path.open("rb") as file:
         assert [at for at, _ in written_pieces(file.fileno(), mib, 7 * mib)] == [2 * mib, 6 * mib]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Disk:
+    """Return an empty disk whose ESP holds a UKI and an entry."""
+    path = tmp_path / "node.raw"
+    make_empty_disk(load_layout("dps-root"), path, seed="lab", sector_bytes=512)
+    made = Disk(path)
+    esp = made.partition("esp")
+    files = FatImage(path, offset_bytes=esp.offset_bytes, length_bytes=esp.length_bytes)
+    files.write_new("EFI/acl/b.efi", [bytes(range(256)) * 40])
+    files.replace("loader/entries/b+3-0.conf", b"title two\n")
+    return made
+
+
+@needs_tools
+def test_a_file_of_the_esp_is_rewritten_removed_and_protected(disk: Disk) -> None:
+    disk.rewrite_file("EFI/acl/b.efi", lambda content: bytes(len(content)) + b"more")
+    assert disk.esp().read("EFI/acl/b.efi") == bytes(10240) + b"more"
+    disk.protect_file("loader/entries/b+3-0.conf")
+    listing = run(
+        ["mattrib", "-i", f"{disk.path}@@{disk.partition('esp').offset_bytes}", "::loader/entries/b+3-0.conf"]
+    )
+    assert b" R " in listing.stdout
+    disk.remove_file("EFI/acl/b.efi")
+    assert disk.esp().read("EFI/acl/b.efi") is None
+
+
+@needs_tools
+def test_a_part_of_a_partition_is_zeroed_and_nothing_beside_it(disk: Disk) -> None:
+    tree = disk.partition("root-b-verity")
+    with disk.path.open("r+b") as file:
+        file.seek(tree.offset_bytes)
+        file.write(b"x" * 16384)
+    disk.zero("root-b-verity", 4096, 4096)
+    with disk.path.open("rb") as file:
+        file.seek(tree.offset_bytes)
+        assert file.read(16384) == b"x" * 4096 + bytes(4096) + b"x" * 8192
+    with pytest.raises(EnvironmentFailure):
+        disk.zero("root-b-verity", tree.length_bytes - 1, 2)
+
+
+@needs_tools
+def test_a_block_of_the_data_and_one_of_the_tree_are_told_apart(disk: Disk) -> None:
+    disk.flip_block("b", 3, "hash")
+    for label, changed in (("root-b-verity", True), ("root-b", False)):
+        with disk.path.open("rb") as file:
+            file.seek(disk.partition(label).offset_bytes + 3 * 4096)
+            assert any(file.read(4096)) is changed

@@ -181,3 +181,11 @@ def test_whoever_waits_learns_at_once_that_the_watching_has_failed(tmp_path: Pat
         machine.power_on()
         with pytest.raises(FileNotFoundError):
             machine.pause(60.0)
+
+
+def test_a_transfer_that_failed_is_counted_and_told_once(tmp_path: Path) -> None:
+    observer = booted(tmp_path, FakeDisk(["b+2-1.conf", "a.conf"]), Clock())
+    for _ in range(3):
+        observer.event(QmpEvent("BLOCK_IO_ERROR", {"operation": "read"}))
+    assert observer.disk_errors == 3
+    assert [event.text for event in observer.events if event.kind == "fault"] == ["the disk failed a read"]

@@ -88,6 +88,7 @@ class Observer:
         self.folder = folder
         self.releases = releases
         self.events: list[Event] = []
+        self.disk_errors = 0
         self._proven: set[tuple[str | None, int | None]] = set()
         self._look = look
         self._tell = tell
@@ -130,6 +131,10 @@ class Observer:
         if event.name == "WATCHDOG" and self._now is not None:
             self._now.watchdog = True
             self.note("watchdog", f"the hardware watchdog fired: {event.about.get('action', '')}")
+        elif event.name == "BLOCK_IO_ERROR":
+            self.disk_errors += 1
+            if self.disk_errors == 1:
+                self.note("fault", f"the disk failed a {event.about.get('operation', 'transfer')}")
 
     def end(self, ending: Ending) -> None:
         """End the running boot, with the disk at rest."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
+from integration.lab.emulator import Given
 from integration.lab.injections import Fault
 from integration.lab.scenario import (
     Boot,
@@ -20,8 +21,9 @@ from integration.lab.scenario import (
 )
 from integration.lab.terms import DEFAULT_LAYOUT, Condition, EntryPattern, Release, Seconds, SlotName, Text, Wrong
 from integration.lab.yaml_places import placed
+from rollback.checks import AnyCheck, HealthFile
 from updater.errors import InvalidDocument, UpdaterError
-from updater.schema import Name, decode_yaml, limited
+from updater.schema import Name, decode_yaml, encode_json, limited
 
 FOLDER = Path(__file__).resolve().parent.parent / "faults"
 
@@ -60,10 +62,11 @@ class Inject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the fault gets in.
 
     In the guest of release 2, `hook` names one that the reference image has; `script`, `early`, `initrd` and
-    `initrd_early` are shell scripts: see the step `fault`. `before` are steps on the factory disk before the update,
-    `armed` steps on the powered-off machine between the update and the trial's first boot. `update` replaces the
-    standard `update --to 2.0.0`. `story` are steps that replace the whole standard scenario but its end. `mend` are
-    steps that take the fault away again before the next update, if it does not end by itself.
+    `initrd_early` are shell scripts: see the step `fault`. `checks` are health checks that it has instead of the
+    operator's, such as those of a kubelet, which the reference image lacks. `before` are steps on the factory disk
+    before the update, `armed` steps on the powered-off machine between the update and the trial's first boot. `update`
+    replaces the standard `update --to 2.0.0`. `story` are steps that replace the whole standard scenario but its end.
+    `mend` are steps that take the fault away again before the next update, if it does not end by itself.
     """
 
     hook: Name | None = None
@@ -72,6 +75,7 @@ class Inject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     script: _Script | None = None
     initrd_early: _Script | None = None
     initrd: _Script | None = None
+    checks: Annotated[list[AnyCheck], limited("list at most 20 checks", max_length=20)] = []
     before: _Steps = []
     armed: _Steps = []
     update: Text | None = None
@@ -90,7 +94,23 @@ class Inject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def scripts(self) -> dict[str, str]:
         """Return the scripts for the guest by where they run."""
         keys = ("early", "script", "initrd_early", "initrd")
-        return {key: text for key in keys if (text := getattr(self, key)) is not None}
+        found = {key: text for key in keys if (text := getattr(self, key)) is not None}
+        if self.checks:
+            found["early"] = found.get("early", "") + _install_checks(self.checks)
+        return found
+
+
+def _install_checks(checks: list[AnyCheck]) -> str:
+    """Return shell that puts checks over the operator's, in memory: the other release must not meet them."""
+    document = encode_json(HealthFile(format=1, checks=checks)).decode()
+    folder = "/etc/acl-updater/health.d"
+    install = f"mkdir -p {folder}; mount -t tmpfs lab {folder}; cp /run/acl-lab/checks.yaml {folder}/"
+    return (
+        'mkdir -p /run/acl-lab "$1/acl-updater-health.service.d"\n'
+        f"cat > /run/acl-lab/checks.yaml << 'END-OF-CHECKS'\n{document}END-OF-CHECKS\n"
+        f"""printf '[Service]\\nExecStartPre=/usr/bin/sh -c "{install}"\\n' """
+        '> "$1/acl-updater-health.service.d/80-acl-lab.conf"\n'
+    )
 
 
 class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -126,12 +146,6 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     boots_at_most: Annotated[int, limited("write a number of boots, from 1 to 40", ge=1, le=40)] | None = None
     within_s: Seconds = 420.0
 
-    def __post_init__(self) -> None:
-        if self.ends == "refused" and (self.exit in (None, 0)):
-            raise Wrong("fault", "exit", "a refusal has an exit code", "give `exit`, one of docs/exit-codes.md")
-        if self.ends != "refused" and (self.exit is not None or self.code is not None):
-            raise Wrong("fault", "exit", "nothing is refused", "leave `exit` and `code` out, or write `ends: refused`")
-
     def expect(self, standard: Expect) -> Expect:
         """Return what must hold, with `standard` for all that this does not say."""
         given = {key: getattr(self, key) for key in Expect.__struct_fields__ if getattr(self, key, None) is not None}
@@ -152,8 +166,8 @@ class Needs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class FaultFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One fault of the catalogue.
 
-    `why` says in one sentence why anyone should care. `seen` is the day on which its expectation was last seen to hold.
-    `shortfall` says what the product does not do yet, where the expectation is known to fail.
+    `why` says in one sentence why anyone should care. `shortfall` says what the product does not do yet, where the
+    expectation is known to fail.
     """
 
     name: Name
@@ -164,6 +178,15 @@ class FaultFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     needs: Needs = Needs()
     tags: list[Name] = []
     shortfall: Text | None = None
+
+    def __post_init__(self) -> None:
+        wanted = self.expect
+        judged = wanted.ends == "refused" and not self.inject.story
+        if judged and wanted.exit in (None, 0):
+            raise Wrong("fault", "expect.exit", "a refusal has an exit code", "give `exit`, one of docs/exit-codes.md")
+        if not judged and (wanted.exit is not None or wanted.code is not None):
+            where = "a story's own steps" if self.inject.story else "`ends: refused`"
+            raise Wrong("fault", "expect.exit", "no command is refused here", f"that belongs to {where}")
 
     @property
     def needs_boots(self) -> bool:
@@ -191,6 +214,28 @@ def load_fault(path: Path) -> FaultFile:
         )
         raise placed(wrong, raw, str(path))
     return fault
+
+
+def given_to_guest(words: Iterable[str], version: Callable[[int], str]) -> Given:
+    """Return what a machine is given for faults such as `1:panic`: hooks of the image, or the catalogue's scripts.
+
+    `version` names a release by its number. Raises UpdaterError for what is neither.
+    """
+    parameters: list[str] = []
+    credentials: dict[str, str] = {}
+    for word in words:
+        number, _, name = word.partition(":")
+        if not number.isdigit() or not name:
+            raise UpdaterError(f"{word!r} is no fault", mend="write RELEASE:NAME, such as 1:panic", reason="no-fault")
+        path = FOLDER / f"{name}.yaml"
+        inject = load_fault(path).inject if path.is_file() else Inject(hook=name)
+        if inject.hook is None and not inject.scripts:
+            raise UpdaterError(
+                f"{name} does not strike in a guest", mend=f"`acl-lab run --fault {name}`", reason="no-fault"
+            )
+        parameters.append(f"acl.lab.fault={version(int(number))}:{inject.hook or name}")
+        credentials |= Fault(release=int(number), name=name, silent=inject.silent, **inject.scripts).credentials
+    return Given(tuple(parameters), credentials)
 
 
 def find_faults(folder: Path = FOLDER) -> list[Path]:

@@ -9,6 +9,7 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ examples:
   acl-lab matrix --jobs 2                   every fault that has no verdict yet; ends with a table
   acl-lab report build/matrix               one report.html, junit.xml and report.json over many runs
   acl-lab boot                              boot a fresh node on release 1, and watch its console
-  acl-lab boot --fault 1:kernel-panic       the same, with a fault
+  acl-lab boot --fault 1:panic              the same, with a fault
   acl-lab shell                             a root shell in that machine, from another terminal
   acl-lab inject hang-userspace --dry-run   on a staging node: say how its next trial would be broken
   acl-lab mkdisk --layout flatcar           make an empty disk image of a layout
@@ -104,7 +105,9 @@ def _parser() -> argparse.ArgumentParser:
         help="boot a fresh node and watch its console",
         description="Boot a copy of the factory disk and print its console until it powers off, or Ctrl-C.",
     )
-    boot.add_argument("--fault", action="append", default=[], metavar="RELEASE:NAME", help="give the guest a fault")
+    boot.add_argument(
+        "--fault", action="append", default=[], metavar="RELEASE:NAME", help="a hook, or a fault of the catalogue"
+    )
     boot.add_argument("--layout", default=DEFAULT_LAYOUT, metavar="NAME", help="the disk's (default: %(default)s)")
     boot.add_argument("--disk", type=Path, help="boot this raw disk image instead, and keep what changes")
     boot.add_argument("--out", type=Path, default=Path("build/lab/boot"), help="folder (default: %(default)s)")
@@ -238,8 +241,9 @@ def chosen(names: Sequence[str], tags: Sequence[str], *, everything: bool) -> li
 
 def _boot(arguments: argparse.Namespace) -> int:
     from integration.lab.boots import Event, Observer
+    from integration.lab.catalogue import given_to_guest
     from integration.lab.disk import Disk, copy_disk, take_variables
-    from integration.lab.emulator import Given, Hardware
+    from integration.lab.emulator import Hardware
     from integration.lab.factory import make_stock
     from integration.lab.machine import Machine
     from integration.lab.serial import plain
@@ -252,12 +256,7 @@ def _boot(arguments: argparse.Namespace) -> int:
     disk = Disk(arguments.disk or folder / "disk.raw", load_layout(stock.layout), take_variables(stock, folder))
     if arguments.disk is None:
         copy_disk(stock.disk, disk.path)
-    faults = []
-    for fault in arguments.fault:
-        number, _, name = fault.partition(":")
-        if not number.isdigit() or not name:
-            raise UpdaterError(f"{fault!r} is no fault", mend="write RELEASE:NAME, such as 1:kernel-panic")
-        faults.append(f"acl.lab.fault={stock.release(int(number)).version}:{name}")
+    given = given_to_guest(arguments.fault, lambda number: stock.release(number).version)
 
     def tell(event: Event) -> None:
         print(f"\x1b[36m── {event.text}\x1b[0m", flush=True)
@@ -270,7 +269,7 @@ def _boot(arguments: argparse.Namespace) -> int:
     observer = Observer(folder, releases=stock.versions, look=disk.look, tell=tell, show=show)
     hardware = Hardware(memory_mib=arguments.memory, uefi=disk.layout.is_uefi, shell=socket_path(folder))
     with Machine(stock.emulator, disk=disk.path, folder=folder, observer=observer, hardware=hardware) as machine:
-        machine.given = Given((*KERNEL_PARAMETERS, *faults))
+        machine.given = replace(given, kernel_parameters=(*KERNEL_PARAMETERS, *given.kernel_parameters))
         print(f"acl-lab: `acl-lab shell {folder}` opens a root shell in it", file=sys.stderr)
         machine.power_on()
         with contextlib.suppress(KeyboardInterrupt):

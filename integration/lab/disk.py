@@ -24,7 +24,7 @@ from updater.efi_store import FileEfiVariables
 from updater.efivars import NoEfiVariables
 from updater.errors import EnvironmentFailure, SlotDamaged
 from updater.layouts import Layout, load_layout
-from updater.run import run
+from updater.run import run, search_path
 from updater.slots import Slot
 from updater.verity import parse_superblock
 
@@ -266,6 +266,9 @@ def _refuse(_: gpt.Gpt) -> None:
 
 
 def _tool(name: str) -> str:
+    found = shutil.which(name, path=search_path())
+    if found is not None:
+        return found
     from integration.images.tooltree import tool_tree
 
     return str(tool_tree().tool(name))

@@ -141,6 +141,7 @@ def _(action: MachineChange, run: Run) -> None:
         copy_disk(run.disk.path, twin)
         changes["twin"] = twin
     if action.bad_sectors is not None:
+        run.disk_broken = True
         changes["bad_sectors"] = tuple(
             SectorError((run.disk.partition(bad.partition).offset_bytes + bad.block * _BLOCK_BYTES) // 512, bad.access)
             for bad in action.bad_sectors

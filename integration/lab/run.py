@@ -58,6 +58,7 @@ class Run:
     held: list[Held] = field(default_factory=list)
     boots_expected: int = 0
     server_broken: bool = False
+    disk_broken: bool = False
     digests: dict[str, str] = field(default_factory=dict)
 
     def check(self, what: str, expected: object, found: object, ok: bool) -> None:
@@ -109,10 +110,16 @@ class Run:
         return path
 
     def require_injection(self) -> None:
-        """Raise NotInjected for a fault that no boot was seen to obey, or a broken server that nobody noticed."""
+        """Raise NotInjected for a fault that no boot was seen to obey, a broken server or disk that nobody noticed."""
         if self.server_broken and not self.server.fault_hits:
             raise NotInjected(
                 "no request met the server's fault", mend="mend `paths` and `after_bytes`", reason="fault-not-injected"
+            )
+        if self.disk_broken and not self.observer.disk_errors:
+            raise NotInjected(
+                "no transfer met a bad sector",
+                mend="name a block that is read, or written",
+                reason="fault-not-injected",
             )
         for fault in self.asked:
             version = self.version(fault.release)
