@@ -38,3 +38,15 @@ def quick_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (Path(folder) / "tmp").mkdir()
         monkeypatch.setattr(tempfile, "tempdir", f"{folder}/tmp")
         yield Path(folder)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how much of what a power cut could leave was tried: a test that tries little proves little."""
+    passed = terminalreporter.getreports("passed")
+    found = [value for report in passed for name, value in report.user_properties if name == "power_cuts"]
+    if found:
+        effects, cuts, states, recoveries, updates = (sum(column) for column in zip(*found, strict=True))
+        terminalreporter.write_line(
+            f"power cuts: {len(found)} operations with {effects} effects; {cuts} cuts left {states} distinct states; "
+            f"{recoveries} recoveries, {updates} next updates"
+        )

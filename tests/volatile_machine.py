@@ -1,0 +1,418 @@
+"""A machine whose media forget what was not flushed: a `Node` on which power can be cut at every effect."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import random
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+from uuid import UUID
+
+from tests.machine import Booted, SimulatedMachine
+from tests.releases import Publisher, Release
+from tests.simulated_variables import SimulatedEfiVariables
+from tests.volatile_calls import mounted
+from tests.volatile_files import Content, Manners, Nodes, VolatileFiles, after_cut, atoms
+from tests.volatile_sectors import SECTOR_BYTES, Sectors, VolatileBlocks, VolatileDisk
+from updater.boot.choose import TableAccess, open_backend
+from updater.boot.protocol import BootBackend, BootFile
+from updater.config import Config
+from updater.efivars import EfiVariables, NoEfiVariables
+from updater.errors import Refused, SlotDamaged
+from updater.files import Below, Directory
+from updater.gpt import Gpt
+from updater.layouts import Layout, load_layout
+from updater.manifest import BLOCK_BYTES
+from updater.new_disk import new_disk_image
+from updater.node.disk import LayoutDisk
+from updater.node.protocol import Running
+from updater.partition import write_table
+from updater.plan import boot_files
+from updater.records import release_record
+from updater.situation import Situation
+from updater.slots import Slot
+from updater.steps.recover import recover
+from updater.steps.session import Session, open_session
+from updater.verity import prove
+
+Role = Literal["data", "hash"]
+PARTS: tuple[tuple[Slot, Role], ...] = ((Slot.A, "data"), (Slot.A, "hash"), (Slot.B, "data"), (Slot.B, "hash"))
+_TABLE_SECTORS = 128
+# Files that say which release boots, and not what it is.
+_RECORDS = re.compile("ledger|entries|env-|release-")
+
+
+@dataclass(frozen=True)
+class Disk:
+    """All that lies on a machine's media while it is off, and in its firmware's variables."""
+
+    esp: Mapping[str, Content]
+    state: Mapping[str, Content]
+    slots: tuple[bytes, ...]
+    table: tuple[bytes, ...]
+    efi: Mapping[tuple[UUID, str], bytes]
+
+    @cached_property
+    def key(self) -> tuple[object, ...]:
+        """Return what makes it the same state as another: one part for each that an update depends on by itself."""
+        trust = frozenset(item for item in self.state.items() if item[0].startswith("trust/"))
+        records = frozenset(item for item in self.state.items() if item not in trust)
+        return (frozenset(self.esp.items()), records, trust, self.slots, self.table, frozenset(self.efi.items()))
+
+
+@dataclass(frozen=True)
+class Instant:
+    """The media after one effect: what is durable, and what a cut may lose; `running` tells ours from the loader's."""
+
+    effect: str
+    running: bool
+    esp: Nodes
+    state: Nodes
+    slots: tuple[Sectors, ...]
+    table: tuple[Sectors, ...]
+    efi: Mapping[tuple[UUID, str], bytes]
+
+    def cuts(self, *, most: int, sampled: int) -> Iterator[Disk]:
+        """Yield what a cut here leaves: every combination where there are no more than `most`.
+
+        Of more, it is all or nothing, all but one part, one part alone, and `sampled` others by chance.
+        """
+        parts = self._parts()
+        yield from (self._disk(dict(zip(parts, picked, strict=True))) for picked in _picks(parts, most, sampled))
+
+    @property
+    def is_durable(self) -> bool:
+        """Tell whether a cut would lose nothing."""
+        return not self._parts()
+
+    def _parts(self) -> dict[tuple[object, ...], tuple[object, ...]]:
+        found: dict[tuple[object, ...], tuple[object, ...]] = {}
+        for where, nodes, manners in (("esp", self.esp, Manners.FAT), ("state", self.state, Manners.EXT4)):
+            for atom in atoms(nodes, manners):
+                found[where, atom.node, atom.change] = atom.options
+        for where, media in (("slots", self.slots), ("table", self.table)):
+            for index, medium in enumerate(media):
+                for number, values in medium.pending.items():
+                    found[where, index, number] = tuple(range(len(values) + 1))
+        return found
+
+    def _disk(self, picked: Mapping[tuple[object, ...], object]) -> Disk:
+        def of(where: str) -> dict[tuple[int, int], object]:
+            return {(key[1], key[2]): value for key, value in picked.items() if key[0] == where}  # type: ignore[misc]
+
+        def left(where: str, media: tuple[Sectors, ...]) -> tuple[bytes, ...]:
+            chosen = of(where)
+            return tuple(
+                medium.after_cut({number: int(str(chosen[index, number])) for number in medium.pending})
+                for index, medium in enumerate(media)
+            )
+
+        return Disk(
+            after_cut(self.esp, Manners.FAT, of("esp")),
+            after_cut(self.state, Manners.EXT4, of("state")),
+            left("slots", self.slots),
+            left("table", self.table),
+            self.efi,
+        )
+
+
+def _picks(
+    parts: Mapping[tuple[object, ...], tuple[object, ...]], most: int, sampled: int
+) -> Iterator[tuple[object, ...]]:
+    options = list(parts.values())
+    if math.prod(map(len, options)) <= most:
+        yield from itertools.product(*options)
+        return
+    lost, done = tuple(each[0] for each in options), tuple(each[-1] for each in options)
+    yield from (lost, done)
+    places = list(range(len(options)))
+    chance = random.Random(len(options))
+    for at in places if len(places) <= sampled else sorted(chance.sample(places, sampled)):
+        for option in options[at][1:]:
+            yield (*lost[:at], option, *lost[at + 1 :])
+        for option in options[at][:-1]:
+            yield (*done[:at], option, *done[at + 1 :])
+    for _ in range(sampled):
+        yield tuple(chance.choice(each) for each in options)
+
+
+@dataclass
+class World:
+    """A layout, a repository, and all releases that there are; `lies` are flushes that do nothing."""
+
+    layout: Layout
+    publisher: Publisher
+    releases: tuple[Release, ...]
+    scratch: Path
+    lies: frozenset[str] = frozenset()
+    flushed: set[str] = field(default_factory=set)
+    updated: set[object] = field(default_factory=set)
+    renewed: set[object] = field(default_factory=set)
+    _verified: dict[tuple[object, ...], bool] = field(default_factory=dict)
+    _whole: dict[tuple[object, ...], bool] = field(default_factory=dict)
+
+    @property
+    def slot_bytes(self) -> Mapping[Role, int]:
+        """Return the lengths of a slot's partitions."""
+        return {
+            "data": max(len(release.image) for release in self.releases) + 2 * BLOCK_BYTES,
+            "hash": max(len(release.tree) for release in self.releases) + 2 * BLOCK_BYTES,
+        }
+
+    def factory(self) -> Disk:
+        """Return the disk of a new machine that ships the first release."""
+        shipped = SimulatedMachine(
+            self.releases[0],
+            mirror=self.publisher.mirror,
+            roots=self.publisher.roots,
+            layout=self.layout.name,
+        )
+        table = shipped.table
+        ends = {0: bytearray(_TABLE_SECTORS * SECTOR_BYTES)}
+        first = (table.disk_sectors - _TABLE_SECTORS) * SECTOR_BYTES
+        ends[first] = bytearray(_TABLE_SECTORS * SECTOR_BYTES)
+        for offset, raw in new_disk_image(table):
+            base = first if offset >= first else 0
+            ends[base][offset - base : offset - base + len(raw)] = raw
+        efi = shipped.efi.values if isinstance(shipped.efi, SimulatedEfiVariables) else {}
+        lengths = self.slot_bytes
+        return Disk(
+            shipped.esp.files,
+            shipped.state.files,
+            tuple(bytes(shipped.partitions[part].content[: lengths[part[1]]]) for part in PARTS),
+            tuple(bytes(end) for end in ends.values()),
+            dict(efi),
+        )
+
+    @cached_property
+    def disk_bytes(self) -> int:
+        """Return the disk's length."""
+        from updater.new_disk import disk_bytes
+
+        return disk_bytes(self.layout)
+
+    def is_whole(self, data: VolatileBlocks, hashes: VolatileBlocks, release: Release) -> bool:
+        """Tell whether partitions hold a release's image and tree; what was read once is known."""
+        length, tree = len(release.image), len(release.tree) + BLOCK_BYTES
+        key = (data.read(0, length), hashes.read(0, tree), release.version)
+        if key not in self._whole:
+            try:
+                prove(data, hashes, release.manifest.root)
+                self._whole[key] = True
+            except SlotDamaged:
+                self._whole[key] = False
+        return self._whole[key]
+
+
+class VolatileMachine:
+    """A `Node` on volatile media; `instants` collects the state after each effect."""
+
+    live = True
+    image_id: str | None = "acl-reference"
+    architecture = "x86-64"
+    partial: Path | None = None
+
+    def __init__(self, world: World, disk: Disk, *, boots: int = 0) -> None:
+        """Take the media as they lie; `power_on` comes next."""
+        self.world = world
+        self.layout = world.layout
+        self.config = Config(mirrors=[str(world.publisher.mirror)], reboot="manual")
+        self.boots = boots
+        self.instants: list[Instant] = []
+        self.reboots: list[str] = []
+        self.command_line = ""
+        self.booted: Booted | None = None
+        self._records = False
+        tell, lies = self._tell, world.lies
+        self.esp_files = VolatileFiles("esp", Manners.FAT, disk.esp, tell=tell, lies=lies)
+        self.state_files = VolatileFiles("state", Manners.EXT4, disk.state, tell=tell, lies=lies)
+        self.partitions = {
+            part: VolatileBlocks(f"slot {part[0]} {part[1]}", content, tell=tell, guard=self._guard(part[0]), lies=lies)
+            for part, content in zip(PARTS, disk.slots, strict=True)
+        }
+        end = world.disk_bytes - len(disk.table[1])
+        self.disk = VolatileDisk(world.disk_bytes, {0: disk.table[0], end: disk.table[1]}, tell=tell, lies=lies)
+        self.variables = SimulatedEfiVariables(volatile=True, tell=tell)
+        self.variables.values = dict(disk.efi)
+        self.efi: EfiVariables = (
+            self.variables if self.layout.boot.backend == "efi-bootnext" else NoEfiVariables("none are needed here")
+        )
+        self.esp: Directory = mounted(self.esp_files)
+        self.state: Directory = mounted(self.state_files)
+        self.trust: Directory = Below(self.state, "trust")
+
+    def _guard(self, slot: Slot) -> Callable[[], None]:
+        def refuse() -> None:
+            assert self.booted is None or self.booted.slot is not slot, f"the running slot {slot} was written"
+
+        return refuse
+
+    def _tell(self, effect: str) -> None:
+        if self._records:
+            self.instants.append(self._instant(effect))
+
+    def _instant(self, effect: str) -> Instant:
+        return Instant(
+            effect,
+            self.booted is not None,
+            dict(self.esp_files.nodes),
+            dict(self.state_files.nodes),
+            tuple(self.partitions[part].sectors() for part in PARTS),
+            self.disk.sectors(),
+            # Which option was booted is told in memory only.
+            {key: value for key, value in self.variables.values.items() if key[1] != "BootCurrent"},
+        )
+
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[list[Instant]]:
+        """Collect the instants of what is done inside, the one before its first effect included."""
+        self.instants = [self._instant("nothing yet")]
+        self._records = True
+        try:
+            yield self.instants
+        finally:
+            self._records = False
+            self.world.flushed |= self.flushed
+
+    @property
+    def flushed(self) -> set[str]:
+        """Return the labels of all flushes so far."""
+        files = self.esp_files.flushed | self.state_files.flushed
+        return files.union(self.disk.flushed, *(blocks.flushed for blocks in self.partitions.values()))
+
+    def off(self) -> Disk:
+        """Return the media of a machine that was shut down in peace."""
+        now = self._instant("off")
+        return Disk(
+            self.esp_files.files,
+            self.state_files.files,
+            tuple(self.partitions[part].read(0, self.partitions[part].length_bytes) for part in PARTS),
+            tuple(part.after_cut({at: len(values) for at, values in part.pending.items()}) for part in now.table),
+            now.efi,
+        )
+
+    # What the steps ask for.
+
+    @property
+    def boot(self) -> BootBackend:
+        return open_backend(
+            self.layout,
+            esp=self.esp,
+            efi=self.efi,
+            table=TableAccess(self.disk.table, self._write_table),
+            part_uuid=self._disk.boot_partition().unique_guid,
+            boot_id=self.boot_id() if self.layout.boot.backend == "efi-bootnext" else "",
+            command_line=self.command_line,
+        )
+
+    @property
+    def _disk(self) -> LayoutDisk:
+        return LayoutDisk("the disk", self.layout, self.disk.table, self._write_table)
+
+    def _write_table(self, table: Gpt) -> None:
+        write_table(self.disk, table)
+
+    def running(self) -> Running:
+        assert self.booted is not None
+        return Running(self.booted.slot, self.booted.root_hash, self.booted.version)
+
+    def root_hash_in(self, slot: Slot) -> str | None:
+        return self._disk.root_hash_in(slot)
+
+    def blocks(self, slot: Slot, role: Role, *, writable: bool = False) -> VolatileBlocks:
+        if writable and self.booted is not None and slot is self.booted.slot:
+            raise Refused("the running slot is never written", reason="running-slot")
+        return self.partitions[slot, role]
+
+    def label_slot(self, slot: Slot, root_hash: str) -> None:
+        self._disk.label(slot, root_hash)
+
+    def gpt_problem(self) -> str:
+        return self._disk.problem()
+
+    def mend_gpt(self) -> bool:
+        return self._disk.mend()
+
+    def boot_id(self) -> str:
+        return f"boot-{self.boots}"
+
+    def now(self) -> datetime:
+        return datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+    def bootstrap_roots(self) -> Sequence[Path]:
+        return self.world.publisher.roots
+
+    @contextlib.contextmanager
+    def scratch_folder(self) -> Iterator[Path]:
+        shutil.rmtree(self.world.scratch, ignore_errors=True)
+        self.world.scratch.mkdir()
+        yield self.world.scratch
+
+    @contextlib.contextmanager
+    def lock(self, *, wait_s: float = 0.0) -> Iterator[None]:
+        yield
+
+    def reboot(self, why: str) -> None:
+        self.reboots.append(why)
+
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
+    # What a test does to it.
+
+    def session(self) -> Session:
+        """Begin a run of the updater."""
+        return open_session(self)
+
+    def recover(self) -> Situation:
+        """Do what the service does at start-up."""
+        return recover(self.session(), None)
+
+    def power_on(self) -> Booted:
+        """Boot what the loader's model says, with its count, whose cuts are recorded as well."""
+        from tests.volatile_loaders import power_on
+
+        slot, entry = power_on(self)
+        self.boots += 1
+        self.reboots.clear()
+        release = self.release_in(slot)
+        assert release is not None, f"the loader starts {entry}, and slot {slot} holds no release whole"
+        self.booted = Booted(slot, entry, release.version, release.manifest.root.root_hash)
+        return self.booted
+
+    def release_in(self, slot: Slot) -> Release | None:
+        """Return the release that a slot holds whole, boot files and PARTUUIDs included."""
+        backend = self.boot
+        labelled = self.root_hash_in(slot)
+        for release in self.world.releases:
+            root = release.manifest.root
+            if labelled in (None, root.root_hash) and self.world.is_whole(
+                self.partitions[slot, "data"], self.partitions[slot, "hash"], release
+            ):
+                return release if self._verifies(backend, slot, release) else None
+        return None
+
+    def _verifies(self, backend: BootBackend, slot: Slot, release: Release) -> bool:
+        """Tell whether a slot's boot files are those of a release; the same files are read once."""
+        decides = frozenset(item for item in self.esp_files.files.items() if not _RECORDS.search(item[0]))
+        known, key = self.world._verified, (slot, release.version, decides)
+        if key not in known:
+            known[key] = not backend.verify(slot, self.files_of(release, slot))
+        return known[key]
+
+    def files_of(self, release: Release, slot: Slot) -> tuple[BootFile, ...]:
+        """Return the boot files that a slot needs for a release."""
+        return tuple(boot_files(release_record(release.manifest, release.raw), slot))
+
+
+def make_world(layout: str, publisher: Publisher, releases: tuple[Release, ...], scratch: Path) -> World:
+    """Return the world of a layout."""
+    return World(load_layout(layout), publisher, releases, scratch)
