@@ -58,7 +58,7 @@ LEAST_EFFECTS = {
 
 # One layout goes through all; the same code serves the others, where no back end has a part in it.
 FIRST = "dps-root"
-ANYWHERE = frozenset({"renew the metadata", "clear the quarantine", "pin"})
+ANYWHERE = frozenset({"renew the metadata", "clear the quarantine", "pin", "stage another release"})
 
 
 def effort_for(world: World, operation: Operation) -> Effort | None:
