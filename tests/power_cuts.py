@@ -53,8 +53,8 @@ class Effort:
     from none.
     """
 
-    most: int = 32
-    sampled: int = 4
+    most: int = 16
+    sampled: int = 3
     depth: int = 1
     every: bool = False
     updates: bool = True

@@ -399,6 +399,7 @@ class VolatileMachine:
         """Boot what the loader's model says, with its count, whose cuts are recorded as well."""
         from tests.volatile_loaders import power_on
 
+        self.booted = None
         slot, entry = power_on(self)
         self.boots += 1
         self.reboots.clear()
