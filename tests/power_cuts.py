@@ -49,13 +49,15 @@ class Effort:
 
     `depth` is how many cuts may hit the recovery from a cut, one after the other. The next update is tried from `every`
     state that recovery ends in, or else from enough of them that each part (the files of the ESP, the records, the
-    trusted metadata, the slots, the table, the variables) was met in each of its states.
+    trusted metadata, which slots are whole, the table, the variables) was met in each of its states; without `updates`
+    from none.
     """
 
-    most: int = 32
-    sampled: int = 4
+    most: int = 16
+    sampled: int = 3
     depth: int = 1
     every: bool = False
+    updates: bool = True
 
     def deeper(self) -> Effort:
         """Return the effort for cuts of a recovery: one level less, and a sixteenth of the combinations."""
@@ -97,6 +99,7 @@ class Sweep:
     count: Count = field(default_factory=Count)
     effects: list[str] = field(default_factory=list)
     keep_going: bool = False
+    latest_first: bool = False
     violations: list[str] = field(default_factory=list)
     _events: int = 0
     _seen: dict[object, int] = field(default_factory=dict)
@@ -109,7 +112,8 @@ class Sweep:
             self.operation.run(machine)
         self.effects = [instant.effect for instant in instants[1:]]
         self.count.effects = len(self.effects)
-        for number, instant in enumerate(instants):
+        numbered = list(enumerate(instants))
+        for number, instant in reversed(numbered) if self.latest_first else numbered:
             done = number == len(instants) - 1
             if done or self.operation.spoiled is None:
                 self._cut(instant, machine.boots, self.effort, done, ())
@@ -157,9 +161,13 @@ class Sweep:
         self._check_next_update(machine)
         return machine, instants
 
-    def _is_new(self, disk: Disk) -> bool:
+    def _is_new(self, machine: VolatileMachine) -> bool:
         """Tell whether the next update has not been tried from here; without `every`, from each part of it."""
-        parts: list[object] = [disk.key] if self.effort.every else list(enumerate(disk.key))
+        disk = machine.off()
+        whole = tuple(release.version if (release := machine.release_in(slot)) else "" for slot in Slot)
+        records = frozenset(item for item in disk.records if not item[0].startswith("history"))
+        parts: list[object] = [frozenset(disk.esp.items()), records, disk.trust, whole, disk.table, disk.efi_values]
+        parts = [disk.key] if self.effort.every else list(enumerate(parts))
         fresh = [part for part in parts if part not in self.world.updated]
         self.world.updated.update(fresh)
         return bool(fresh)
@@ -181,7 +189,7 @@ class Sweep:
         return self.operation.proven, self.operation.tried
 
     def _check_next_update(self, machine: VolatileMachine) -> None:
-        if self._is_new(machine.off()):
+        if self.effort.updates and self._is_new(machine):
             self.count.updates += 1
             goes_on(machine)
 

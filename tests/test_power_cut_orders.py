@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,13 +13,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tests.power_cut_operations import cancelled, cleared, healthy, pinned, reverted, rolled_back
 from tests.power_cuts import armed, check_media, check_truth, committed, goes_on, staged
-from tests.test_power_cuts import LAYOUTS, worlds
+from tests.test_power_cuts import BACK_ENDS, FULL, LAYOUTS, worlds
 from tests.volatile_machine import Disk, Instant, VolatileMachine, World
 from updater.errors import UpdaterError
 from updater.records import Policy
 from updater.situation import Situation
 
-EXAMPLES, STEPS = (400, 30) if os.environ.get("CRASH_SWEEP") == "full" else (6, 8)
+EXAMPLES, STEPS = (400, 30) if FULL else (12, 10)
 shares = st.floats(0, 0.999)
 
 
@@ -117,7 +116,7 @@ class Lives(RuleBasedStateMachine):
             goes_on(self.machine)
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
+@pytest.fixture(scope="module", params=LAYOUTS if FULL else BACK_ENDS)
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     yield from worlds(request.param, tmp_path_factory.mktemp("power"))
 

@@ -24,6 +24,8 @@ from updater.layouts import layout_folders, load_layout
 from updater.situation import EDGES
 
 LAYOUTS = sorted(path.stem for path in layout_folders()[-1].glob("*.yaml"))
+# One layout for each back end.
+BACK_ENDS = [layout for layout in LAYOUTS if layout != "azure-container-linux"]
 FULL = os.environ.get("CRASH_SWEEP") == "full"
 
 # Recoveries that have effects of their own: the others end at once, or do what these do.
@@ -34,7 +36,7 @@ BY_ADDONS = frozenset({"stage over the old release", "finalize", "cancel what is
 LEAST_EFFECTS = {
     "renew the metadata": 50,
     "stage": 50,
-    "stage over the old release": 58,
+    "stage over the old release": 50,
     "stage another release": 50,
     "finalize": 24,
     "first boot of a trial": 11,
@@ -58,7 +60,7 @@ LEAST_EFFECTS = {
 
 # One layout goes through all; the same code serves the others, where no back end has a part in it.
 FIRST = "dps-root"
-ANYWHERE = frozenset({"renew the metadata", "clear the quarantine", "pin"})
+ANYWHERE = frozenset({"renew the metadata", "clear the quarantine", "pin", "stage another release"})
 
 
 def effort_for(world: World, operation: Operation) -> Effort | None:

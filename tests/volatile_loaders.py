@@ -11,6 +11,7 @@ from updater.boot.esp import look
 from updater.boot.firmware import look as look_at_firmware
 from updater.boot.grub_env import BLOCKS, grub_uki_path, start_path
 from updater.boot.grub_model import GrubState
+from updater.boot.grub_start import start_text
 from updater.boot.load_option import EspPlace, order_bytes
 from updater.efivars import GLOBAL_GUID, NoEfiVariables
 from updater.slots import Slot
@@ -85,6 +86,9 @@ def _grub(machine: VolatileMachine) -> tuple[Slot, str]:
             assert number is not None
             machine.esp_files.overwrite(number, raw)
             machine.esp_files.flush(number, "GRUB flushes its block")
+    uki = grub_uki_path(slot)
+    wanted = start_text(slot, uki, lambda: machine.esp.chunks(uki), [])
+    assert present[start_path(slot)] == wanted, f"GRUB would start slot {slot} by a damaged /{start_path(slot)}"
     machine.command_line = f"acl.slot={slot} acl.tries_left={told}"
     return slot, str(told)
 

@@ -62,10 +62,24 @@ class Disk:
 
     @cached_property
     def key(self) -> tuple[object, ...]:
-        """Return what makes it the same state as another: one part for each that an update depends on by itself."""
-        trust = frozenset(item for item in self.state.items() if item[0].startswith("trust/"))
-        records = frozenset(item for item in self.state.items() if item not in trust)
-        return (frozenset(self.esp.items()), records, trust, self.slots, self.table, frozenset(self.efi.items()))
+        """Return what makes it the same state as another."""
+        esp = frozenset(self.esp.items())
+        return (esp, self.records, self.trust, self.slots, self.table, self.efi_values)
+
+    @property
+    def trust(self) -> frozenset[tuple[str, Content]]:
+        """Return the trusted metadata."""
+        return frozenset(item for item in self.state.items() if item[0].startswith("trust/"))
+
+    @property
+    def records(self) -> frozenset[tuple[str, Content]]:
+        """Return all else that lies on the state partition."""
+        return frozenset(item for item in self.state.items() if not item[0].startswith("trust/"))
+
+    @property
+    def efi_values(self) -> frozenset[tuple[tuple[UUID, str], bytes]]:
+        """Return the firmware's variables."""
+        return frozenset(self.efi.items())
 
 
 @dataclass(frozen=True)
@@ -146,7 +160,10 @@ def _picks(
 
 @dataclass
 class World:
-    """A layout, a repository, and all releases that there are; `lies` are flushes that do nothing."""
+    """A layout, a repository, and all releases that there are.
+
+    For proof that the tests can fail, `lies` are flushes that do nothing, and `changed_order` spoils a back end.
+    """
 
     layout: Layout
     publisher: Publisher
@@ -157,6 +174,7 @@ class World:
     updated: set[object] = field(default_factory=set)
     renewed: set[object] = field(default_factory=set)
     _verified: dict[tuple[object, ...], bool] = field(default_factory=dict)
+    changed_order: Callable[[BootBackend], BootBackend] = lambda backend: backend
     _whole: dict[tuple[object, ...], bool] = field(default_factory=dict)
 
     @property
@@ -303,7 +321,7 @@ class VolatileMachine:
 
     @property
     def boot(self) -> BootBackend:
-        return open_backend(
+        backend = open_backend(
             self.layout,
             esp=self.esp,
             efi=self.efi,
@@ -312,6 +330,7 @@ class VolatileMachine:
             boot_id=self.boot_id() if self.layout.boot.backend == "efi-bootnext" else "",
             command_line=self.command_line,
         )
+        return self.world.changed_order(backend)
 
     @property
     def _disk(self) -> LayoutDisk:
@@ -380,6 +399,7 @@ class VolatileMachine:
         """Boot what the loader's model says, with its count, whose cuts are recorded as well."""
         from tests.volatile_loaders import power_on
 
+        self.booted = None
         slot, entry = power_on(self)
         self.boots += 1
         self.reboots.clear()
