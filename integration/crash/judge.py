@@ -203,6 +203,11 @@ class Judge:
             if file is None or self._digest(esp, file.path) != digest:
                 complaints.append(f"{key} on the ESP is not what it was")
         listed = [entry for name in esp.names(ENTRIES) if (entry := _listed(esp, name)) is not None]
+        for path in (path for entry in listed if not entry.is_bad for path in (f"{ENTRIES}/{entry.file}", entry.path)):
+            if not esp.is_owner(esp.files[path.strip("/").lower()]):
+                complaints.append(
+                    f"{path} may be booted, and the next file takes its clusters: the table has them free"
+                )
         state = LoaderState(
             candidates=tuple(listed),
             conf=parse_loader_conf(esp.read("loader/loader.conf")),

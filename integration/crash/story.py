@@ -13,8 +13,8 @@ from integration.lab.runner import execute
 from integration.lab.scenario import parse_scenario
 from integration.lab.stock import Stock
 
-# An update that was cut short is staged anew, or goes on: either way the node ends at rest on a proven release. The next
-# update is the guest's own work, on the file systems that the cut left.
+# An update that was cut short is staged anew, or goes on: either way the node ends at rest on a proven release. The
+# next update is the guest's own work, on the file systems that the cut left, or for speed the host's.
 _STORY = """
 name: {name}
 summary: {summary}
@@ -24,10 +24,12 @@ config:
 steps:
   - boot: {{until: {{standing: [1, 2]}}}}
   - expect: {{quarantine: []}}
-  - updater: {{run: update --to 3.0.0, background: true}}
-  - wait: {{until: {{committed: 3}}, timeout_s: 600}}
-  - wait: {{until: {{settled: 3}}}}
+{following}"""
+_LIVE = """  - updater: {run: update --to 3.0.0, background: true}
+  - wait: {until: {committed: 3}, timeout_s: 600}
+  - wait: {until: {settled: 3}}
 """
+_OFFLINE = "  - update_to: 3\n"
 _TOLD = "told.json"
 # Of the points that fill a spread up, every third is at a change of the variable store.
 _STORES_IN_FILLING = 3
@@ -69,10 +71,15 @@ def name_of(point: Point) -> str:
     return f"epoch-{point.epoch:05}-{str(point.cut).replace(' ', '-')}"
 
 
-def tell(stock: Stock, recording: str, point: Point, start: tuple[Path, Path], folder: Path) -> Told:
-    """Boot the state in `start` (its disk and its variable store, which are removed) to the end of its story."""
+def tell(
+    stock: Stock, recording: str, point: Point, start: tuple[Path, Path], folder: Path, *, live: bool = True
+) -> Told:
+    """Boot the state in `start` (its disk and its variable store, which are removed) to the end of its story.
+
+    The next update is staged by the guest where it is `live`, else on the powered-off disk.
+    """
     summary = f"Power came back where the loader found {point.judged.loader}."
-    text = _STORY.format(name=name_of(point), summary=json.dumps(summary))
+    text = _STORY.format(name=name_of(point), summary=json.dumps(summary), following=_LIVE if live else _OFFLINE)
     scenario = parse_scenario(text.encode(), "the story")
     try:
         report = execute(stock, scenario, folder, start=start)
