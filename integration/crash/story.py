@@ -10,7 +10,7 @@ from pathlib import Path
 
 from integration.crash.replay import Point, Walk
 from integration.lab.runner import execute
-from integration.lab.scenario import parse_scenario
+from integration.lab.scenario import Scenario, parse_scenario
 from integration.lab.stock import Stock
 
 # An update that was cut short is staged anew, or goes on: either way the node ends at rest on a proven release. The
@@ -78,11 +78,8 @@ def tell(
 
     The next update is staged by the guest where it is `live`, else on the powered-off disk.
     """
-    summary = f"Power came back where the loader found {point.judged.loader}."
-    text = _STORY.format(name=name_of(point), summary=json.dumps(summary), following=_LIVE if live else _OFFLINE)
-    scenario = parse_scenario(text.encode(), "the story")
     try:
-        report = execute(stock, scenario, folder, start=start)
+        report = execute(stock, scenario_of(point, live=live), folder, start=start)
     finally:
         for file in start:
             file.unlink(missing_ok=True)
@@ -90,6 +87,13 @@ def tell(
     told = Told(recording, str(point), point.judged.loader, report.passed, report.problem, boots, report.seconds)
     (folder / _TOLD).write_text(json.dumps(asdict(told), indent=2))
     return told
+
+
+def scenario_of(point: Point, *, live: bool) -> Scenario:
+    """Return the story of a point as a scenario."""
+    summary = f"Power came back where the loader found {point.judged.loader}."
+    text = _STORY.format(name=name_of(point), summary=json.dumps(summary), following=_LIVE if live else _OFFLINE)
+    return parse_scenario(text.encode(), "the story")
 
 
 def told_before(recording: str, point: Point, folder: Path) -> Told | None:
