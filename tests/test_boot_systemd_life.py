@@ -68,6 +68,7 @@ def test_withdrawing_takes_the_entry_before_the_uki_and_the_uki_before_its_addon
     esp.power.effects.clear()
     back_end(esp).withdraw(B)
     assert esp.power.effects == [
+        "overwrite loader/entries/b.conf, sector 0",
         "remove loader/entries/b.conf",
         "remove EFI/acl/b.efi",
         "remove EFI/acl/b.efi.extra.d/fips.addon.efi",
@@ -242,6 +243,15 @@ def test_a_new_entry_is_listed_only_once_its_room_on_the_esp_is_durable() -> Non
     back_end(esp).commit(B, tries=None)
     assert f"{ENTRIES}/b.conf" in esp.files
     assert not esp.listed_when_made
+
+
+def test_no_entry_is_listed_any_more_when_its_file_is_removed() -> None:
+    """The name may outlive the file's place in the table, which the next file takes."""
+    esp = new_disk({f"{ENTRIES}/b.conf": entries.entry_text(B, "0", 0), "EFI/acl/b.efi": b"x"})
+    back_end(esp).withdraw(B)
+    path = f"{ENTRIES}/b.conf"
+    last = [instant.files[path] for instant in esp.instants if path in instant.files][-1]
+    assert last == entries.no_entry(len(entries.entry_text(B, "0", 0)))
 
 
 @pytest.mark.parametrize("left", [b"", entries.no_entry(72)])

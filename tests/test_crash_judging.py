@@ -43,9 +43,9 @@ class FatFolder:
             file.seek(offset)
             file.write(data)
 
-    def end_chain(self, cluster: int) -> None:
+    def end_chain(self, cluster: int, mark: bytes = b"\xff\xff") -> None:
         reserved = struct.unpack_from("<H", self.read(0, 512), 14)[0]
-        self.poke(reserved * 512 + cluster * 2, b"\xff\xff")
+        self.poke(reserved * 512 + cluster * 2, mark)
 
 
 def variable(name: str, value: bytes, state: int) -> bytes:
@@ -118,10 +118,23 @@ def test_a_chain_that_ends_too_early_is_told_and_harms_no_other_file(tmp_path: P
     esp = Esp(folder.read)
     folder.end_chain(esp.files["one"].cluster)
     cut = Esp(folder.read)
+    assert esp.is_owner(esp.files["one"])
+    assert not cut.is_owner(cut.files["one"])
+    assert cut.is_owner(cut.files["two"])
     with pytest.raises(Damaged, match="one end"):
         cut.read("one")
     assert cut.read("two") == b"2" * 9000
     assert cut.structure != esp.structure
+
+
+def test_a_file_whose_cluster_the_table_calls_free_does_not_own_it(tmp_path: Path) -> None:
+    folder = FatFolder(tmp_path / "esp.img")
+    folder.write("loader/entries/b.conf", b"linux /b.efi")
+    file = Esp(folder.read).files["loader/entries/b.conf"]
+    folder.end_chain(file.cluster, b"\0\0")
+    cut = Esp(folder.read)
+    assert cut.read("loader/entries/b.conf") == b"linux /b.efi"
+    assert not cut.is_owner(cut.files["loader/entries/b.conf"])
 
 
 def ledger(serial: int, *proven: tuple[str, str], armed: tuple[str, str] | None = None) -> dict[str, Any]:

@@ -12,9 +12,11 @@ import pytest
 from integration.crash.epochs import END, Cut, Kind
 from integration.crash.freeze import parse_point
 from integration.crash.judge import Judged
+from integration.crash.recording import SHORT, WHOLE
 from integration.crash.replay import Point, Walk
 from integration.crash.report import report, summary
-from integration.crash.story import Told, name_of, spread, sweep, told_before
+from integration.crash.story import Told, name_of, scenario_of, spread, sweep, told_before
+from integration.lab.scenario import parse_scenario
 
 
 def point(epoch: int, cut: Cut = END, *, loader: str = "a.conf", phase: str | None = None, wrong: str = "") -> Point:
@@ -83,6 +85,24 @@ def test_a_point_is_read_back_from_its_words(cut: Cut) -> None:
 def test_words_that_are_no_point_are_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="no point"):
         parse_point(text)
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_story_goes_on_to_the_next_good_update(live: bool) -> None:
+    scenario = scenario_of(point(7, Cut(Kind.SEED, 1), loader="a.conf beside ['b.conf'], table whole"), live=live)
+    assert scenario.name == "epoch-00007-seed-1"
+    assert "beside ['b.conf']" in scenario.summary
+    boot, following = scenario.steps[0].boot, scenario.steps[2:]
+    assert boot is not None
+    assert boot.until.standing == [1, 2]
+    committed = any(step.wait is not None and step.wait.until.committed == 3 for step in following)
+    assert committed if live else following[-1].update_to == 3
+
+
+@pytest.mark.parametrize("text", [WHOLE.before, WHOLE.during, SHORT.before, SHORT.during])
+def test_what_is_recorded_is_a_scenario_that_ends_powered_off(text: bytes) -> None:
+    steps = parse_scenario(text, "a recording").steps
+    assert [step.power for step in steps if step.power][-1] == "down"
 
 
 def test_an_interrupted_run_leaves_reports_and_no_disks(tmp_path: Path) -> None:

@@ -89,6 +89,14 @@ class Esp:
             raise Damaged(f"the clusters of {file.path} end {left} bytes too early")
         return found
 
+    def is_owner(self, file: File) -> bool:
+        """Tell whether the table says that the file's clusters are in use, to the last one."""
+        at, left = file.cluster, -(-file.length_bytes // self.cluster_bytes)
+        mask, last = (0x0FFFFFFF, 0x0FFFFFF8) if self._is_fat32 else (0xFFFF, 0xFFF8)
+        while left > 0 and 2 <= at < len(self._table):
+            at, left = self._table[at] & mask, left - 1
+        return not file.length_bytes or (not left and at >= last)
+
     def _walk(self, raw: bytes, folder: str, depth: int, digest: Any) -> Iterator[File]:
         digest.update(raw)
         for name, attributes, cluster, length in _entries(raw):

@@ -61,7 +61,7 @@ class Judged:
     """What one state would do: the entries in the loader's order, the slot that boots, and what is wrong.
 
     `loader` is equal for states between which the loader could not tell a difference that matters; `names` are all
-    that lies among the entries. `complaints` must be empty. `phase` is None where the state was not looked at.
+    that lies among the entries, and `phase` is the journal's. `complaints` must be empty.
     """
 
     order: tuple[str, ...]
@@ -115,14 +115,14 @@ class Judge:
         }
         self._variables = set(self.variables().values)
 
-    def judge(self, *, with_state: bool) -> Judged:
-        """Return what the medium would do as it is now; `with_state` also reads the state partition."""
+    def judge(self) -> Judged:
+        """Return what the medium would do as it is now."""
         prints = self.medium.prints
         key = tuple(prints[name] for name in ("head", "tail", "esp", "slot-a", "slot-b", "store"))
         found = self._loaders.get(key)
         if found is None:
             found = self._loaders[key] = self._judge_loader()
-        return self._with_memory(found) if with_state else found
+        return self._with_memory(found)
 
     def looked_at(self) -> dict[str, int]:
         """Return how many states of each part were really looked at."""
@@ -203,6 +203,11 @@ class Judge:
             if file is None or self._digest(esp, file.path) != digest:
                 complaints.append(f"{key} on the ESP is not what it was")
         listed = [entry for name in esp.names(ENTRIES) if (entry := _listed(esp, name)) is not None]
+        for path in (path for entry in listed if not entry.is_bad for path in (f"{ENTRIES}/{entry.file}", entry.path)):
+            if not esp.is_owner(esp.files[path.strip("/").lower()]):
+                complaints.append(
+                    f"{path} may be booted, and the next file takes its clusters: the table has them free"
+                )
         state = LoaderState(
             candidates=tuple(listed),
             conf=parse_loader_conf(esp.read("loader/loader.conf")),

@@ -49,11 +49,13 @@ def boot_spread(
     machines: int,
     *,
     again: bool = False,
+    live: bool = True,
     each: Callable[[], None] = lambda: None,
 ) -> None:
     """Boot a spread of the states for real, some machines at a time, those that the loader can tell apart first.
 
-    `each` is called after each story. Stories that ended well in an earlier run are taken from there.
+    `each` is called after each story. Stories that ended well in an earlier run are taken from there. `live`: see
+    `tell`.
     """
     folder = proof.out / "boots"
     first, others = spread(proof.found, count)
@@ -66,11 +68,17 @@ def boot_spread(
                 left.append(point)
             else:
                 _hear(known, proof, each, "told before")
-        _boot(stock, recorded, left, folder, machines, lambda told: _hear(told, proof, each, "held"))
+        _boot(stock, recorded, left, folder, machines, live, lambda told: _hear(told, proof, each, "held"))
 
 
 def _boot(
-    stock: Stock, recorded: Recorded, points: list[Point], folder: Path, machines: int, hear: Callable[[Told], None]
+    stock: Stock,
+    recorded: Recorded,
+    points: list[Point],
+    folder: Path,
+    machines: int,
+    live: bool,
+    hear: Callable[[Told], None],
 ) -> None:
     if not points:
         return
@@ -84,7 +92,7 @@ def _boot(
             start = medium.freeze(Path(scratch) / str(number), recorded.disk_bytes, recorded.store_bytes)
             place = folder / name_of(point)
             shutil.rmtree(place, ignore_errors=True)
-            running.append(pool.submit(tell, stock, recorded.name, point, start, place))
+            running.append(pool.submit(tell, stock, recorded.name, point, start, place, live=live))
             if len(running) > machines:
                 hear(running.pop(0).result())
         for future in running:

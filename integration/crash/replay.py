@@ -140,8 +140,7 @@ def walk(
 ) -> Walk:
     """Judge every state that a cut during the recorded update may have left; `folder` is used as scratch.
 
-    The state partition's own journal is replayed at flush boundaries and for the seeded choices. A `lying` disk has
-    flushed nothing that it said it had: a judge that finds nothing wrong there would prove nothing.
+    A `lying` disk has flushed nothing that it said it had: a judge that finds nothing wrong there would prove nothing.
     """
     parts, hash_offset = regions(recorded)
     split_disk(recorded.base, folder / "medium", parts)
@@ -155,8 +154,7 @@ def walk(
         for epoch in epochs:
             _count(found, epoch, parts)
             for cut in each_cut(medium, epoch, depth, writes.content):
-                with_state = cut.kind in (Kind.END, Kind.SEED)
-                _note(found, Point(epoch.number, cut, judge.judge(with_state=with_state)), medium)
+                _note(found, Point(epoch.number, cut, judge.judge()), medium)
                 if cut.kind in (Kind.VARIABLES, Kind.END):
                     before, variables = variables, judge.variables().states
                     found.variable_changes += before != variables
@@ -205,8 +203,7 @@ def _note(found: Walk, point: Point, medium: Medium) -> None:
             found.failures.append(point)
             log.error("%s: %s", point, "; ".join(judged.complaints))
     found.loaders.setdefault(judged.loader, point)
-    if judged.phase is not None:
-        found.phases.setdefault(f"{judged.loader}, {judged.phase}", point)
+    found.phases.setdefault(f"{judged.loader}, {judged.phase}", point)
     if kind is Kind.END:
         found.ends.append(point)
     elif kind is Kind.SEED:

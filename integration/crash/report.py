@@ -31,6 +31,7 @@ def report(found: Walk, told: Sequence[Told], *, seconds: float) -> dict[str, ob
         "flush_epochs": found.epochs,
         "writes": found.writes,
         "store_writes": found.store_writes,
+        "forced_writes": found.forced,
         "writes_by_region": dict(found.touched),
         "looked_at": found.looked_at,
         "walk_seconds": round(seconds),

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from integration.crash.replay import Point, Walk
 from integration.lab.runner import execute
-from integration.lab.scenario import parse_scenario
+from integration.lab.scenario import Scenario, parse_scenario
 from integration.lab.stock import Stock
 
-# An update that was cut short is staged anew, or goes on: either way the node ends at rest on a proven release. The next
-# update is the guest's own work, on the file systems that the cut left.
+# An update that was cut short is staged anew, or goes on: either way the node ends at rest on a proven release. The
+# next update is the guest's own work, on the file systems that the cut left, or for speed the host's.
 _STORY = """
 name: {name}
 summary: {summary}
@@ -24,10 +24,12 @@ config:
 steps:
   - boot: {{until: {{standing: [1, 2]}}}}
   - expect: {{quarantine: []}}
-  - updater: {{run: update --to 3.0.0, background: true}}
-  - wait: {{until: {{committed: 3}}, timeout_s: 600}}
-  - wait: {{until: {{settled: 3}}}}
+{following}"""
+_LIVE = """  - updater: {run: update --to 3.0.0, background: true}
+  - wait: {until: {committed: 3}, timeout_s: 600}
+  - wait: {until: {settled: 3}}
 """
+_OFFLINE = "  - update_to: 3\n"
 _TOLD = "told.json"
 # Of the points that fill a spread up, every third is at a change of the variable store.
 _STORES_IN_FILLING = 3
@@ -69,13 +71,15 @@ def name_of(point: Point) -> str:
     return f"epoch-{point.epoch:05}-{str(point.cut).replace(' ', '-')}"
 
 
-def tell(stock: Stock, recording: str, point: Point, start: tuple[Path, Path], folder: Path) -> Told:
-    """Boot the state in `start` (its disk and its variable store, which are removed) to the end of its story."""
-    summary = f"Power came back where the loader found {point.judged.loader}."
-    text = _STORY.format(name=name_of(point), summary=json.dumps(summary))
-    scenario = parse_scenario(text.encode(), "the story")
+def tell(
+    stock: Stock, recording: str, point: Point, start: tuple[Path, Path], folder: Path, *, live: bool = True
+) -> Told:
+    """Boot the state in `start` (its disk and its variable store, which are removed) to the end of its story.
+
+    The next update is staged by the guest where it is `live`, else on the powered-off disk.
+    """
     try:
-        report = execute(stock, scenario, folder, start=start)
+        report = execute(stock, scenario_of(point, live=live), folder, start=start)
     finally:
         for file in start:
             file.unlink(missing_ok=True)
@@ -83,6 +87,13 @@ def tell(stock: Stock, recording: str, point: Point, start: tuple[Path, Path], f
     told = Told(recording, str(point), point.judged.loader, report.passed, report.problem, boots, report.seconds)
     (folder / _TOLD).write_text(json.dumps(asdict(told), indent=2))
     return told
+
+
+def scenario_of(point: Point, *, live: bool) -> Scenario:
+    """Return the story of a point as a scenario."""
+    summary = f"Power came back where the loader found {point.judged.loader}."
+    text = _STORY.format(name=name_of(point), summary=json.dumps(summary), following=_LIVE if live else _OFFLINE)
+    return parse_scenario(text.encode(), "the story")
 
 
 def told_before(recording: str, point: Point, folder: Path) -> Told | None:

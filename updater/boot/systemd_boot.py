@@ -84,7 +84,7 @@ class SystemdBoot:
                 reason="no-fallback",
             )
         for file in doomed:
-            self._esp.remove(f"{ENTRIES}/{file}")
+            self._remove(file)
         self._artifacts.remove(slot)
         if self._takes_over:
             if self._uki(slot) != uki_path(slot):
@@ -136,13 +136,13 @@ class SystemdBoot:
             generation = self._next_generation(view)
             # Whatever bears this slot's name goes first: a file of the name that a count leads to stops the counting.
             for file in view.files_of_slot(slot):
-                self._esp.remove(f"{ENTRIES}/{file}")
+                self._remove(file)
             self._write(name, self._content(slot, version, generation))
             view = self._look()
             armed = self._armed(view, slot, version, name)
         if armed is None:
             chosen = loader_model.choose(view.state)
-            self._esp.remove(f"{ENTRIES}/{name.file}")
+            self._remove(name.file)
             raise EnvironmentFailure(
                 f"slot {slot} is not armed: the loader would boot {chosen.file if chosen else 'nothing'} instead",
                 mend="see the boot entries in `acl-updater status`",
@@ -175,7 +175,7 @@ class SystemdBoot:
             # A full ESP must not save a bad release: without any entry it cannot boot either.
             log.warning("cannot write %s (%s): removing the entries of slot %s instead", name.file, error, slot)
             for file in self._look().files_of_slot(slot):
-                self._esp.remove(f"{ENTRIES}/{file}")
+                self._remove(file)
 
     def prefer(self, slot: Slot, version: str) -> None:
         """Make the proven, uncounted `slot` sort first again (a manual rollback to the other, proven slot)."""
@@ -246,7 +246,7 @@ class SystemdBoot:
         for file in self._esp.names(ENTRIES):
             belongs = file in view.files_of_slot(slot) or entries.slot_of_name(file) is slot
             if belongs and file.lower() not in keep:
-                self._esp.remove(f"{ENTRIES}/{file}")
+                self._remove(file)
 
     def _remove_blank(self, view: EspView) -> None:
         """Remove our files that name no image: a cut may have left them on a cluster that the next file takes.
@@ -255,7 +255,7 @@ class SystemdBoot:
         """
         for file, lines in view.files.items():
             if not lines.image and entries.slot_of_name(file) is not None:
-                self._esp.remove(f"{ENTRIES}/{file}")
+                self._remove(file)
 
     def _content(self, slot: Slot, version: str, generation: int) -> bytes:
         return entries.entry_text(
@@ -289,6 +289,19 @@ class SystemdBoot:
                 mend="see dmesg for errors of that disk",
                 reason="io-error",
             )
+
+    def _remove(self, file: str) -> None:
+        """Remove an entry file; a cut leaves it listed as it was, or not at all.
+
+        A name may outlive the place of its file in the table: it is no entry any more before that is given up.
+        """
+        path = f"{ENTRIES}/{file}"
+        try:
+            if length_bytes := self._esp.size(path):
+                self._esp.overwrite(path, entries.no_entry(length_bytes))
+        except EnvironmentFailure as error:
+            log.warning("%s is removed as it is: %s", path, error)
+        self._esp.remove(path)
 
     def _armed(self, view: EspView, slot: Slot, version: str, name: EntryName) -> Candidate | None:
         """Return the trial's entry when it is there and would boot next."""
