@@ -38,7 +38,7 @@ FULL = os.environ.get("CRASH_SWEEP") == "full"
 # Recoveries that have effects of their own: the others end at once, or do what these do.
 RECOVERING = frozenset({"finalize", "commit", "roll back", "quarantine with a verdict", "quarantine what rotted"})
 RECOVERING |= {"cancel what is armed", "healthy boot"}
-BY_ADDONS = frozenset({"stage over the old release", "finalize", "cancel what is armed", "adopt"})
+BY_ADDONS = frozenset({"stage over the old release", "cancel what is armed", "adopt"})
 
 # The fewest effects that each operation has by any loader: fewer mean that the media do not see what is done.
 LEAST_EFFECTS = {
