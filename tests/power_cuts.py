@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from tests.volatile_cuts import Disk, Instant
 from tests.volatile_files import Content
-from tests.volatile_machine import Disk, Instant, VolatileMachine, World
+from tests.volatile_machine import VolatileMachine, World
 from updater.errors import EnvironmentFailure
 from updater.repository import Repository, open_repository
 from updater.situation import Situation, running_is_proven

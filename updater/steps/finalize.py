@@ -49,7 +49,7 @@ def finalize(
             prove_boot_files(session, slot, release)
             _prove_partuuids(session, update)
         except EnvironmentFailure:
-            # What is not whole is not staged: the next stage goes on from what is. A full disk does not hide the damage.
+            # What is not whole is not staged: the next stage goes on from what is. No full disk may hide the damage.
             with contextlib.suppress(EnvironmentFailure):
                 session.store.write_journal(msgspec.structs.replace(facts.journal, phase="staging"))
             raise
