@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tests.power_cuts import Operation, armed, committed, other_slot, renewed, staged
-from tests.volatile_machine import Disk, VolatileMachine, World
+from tests.volatile_cuts import Disk
+from tests.volatile_machine import VolatileMachine, World
 from updater.boot.protocol import Entry
 from updater.cli import deciding
 from updater.health_plugin import Cause, Evidence, Stage

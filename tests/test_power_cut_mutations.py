@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -15,6 +16,7 @@ from tests.test_power_cuts import FULL, LAYOUTS, worlds
 from tests.volatile_machine import VolatileMachine, World
 from updater.boot.protocol import BootBackend, BootFile
 from updater.slots import Slot
+from updater.ways import Way
 
 STAGE, OVER, FINALIZE, RENEW = "stage", "stage over the old release", "finalize", "renew the metadata"
 LOST = "quarantine, and the state partition is lost"
@@ -141,6 +143,15 @@ def test_every_flush_is_shown_to_be_needed_or_said_to_be_needless(world: World) 
     assert not needed & NEEDLESS.keys()
     assert ours <= needed | NEEDLESS.keys(), "say which operation needs it"
     assert NEEDED.get(world.layout.name, {}).keys() <= ours, "nobody asks for it any more"
+
+
+@pytest.mark.parametrize("way", [Way.FULL, Way.DELTA])
+def test_the_flush_after_frames_and_deltas_is_missed_when_it_lies(way: Way, tmp_path: Path) -> None:
+    with contextmanager(worlds)("dps-root", tmp_path, way=way) as world:
+        for slot, operation in ((Slot.B, STAGE), (Slot.A, OVER)):
+            for role in ("data", "hash"):
+                label = f"slot {slot} {role}: flush flushes the partition"
+                assert is_found(Sweep(without(world, label), named(operation))), label
 
 
 @pytest.mark.skipif(not FULL, reason="what is needless is swept by CRASH_SWEEP=full (`make crash`)")

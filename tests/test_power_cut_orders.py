@@ -14,7 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tests.power_cut_operations import cancelled, cleared, healthy, pinned, reverted, rolled_back
 from tests.power_cuts import armed, check_media, check_truth, committed, goes_on, staged
 from tests.test_power_cuts import BACK_ENDS, FULL, LAYOUTS, worlds
-from tests.volatile_machine import Disk, Instant, VolatileMachine, World
+from tests.volatile_cuts import Disk, Instant
+from tests.volatile_machine import VolatileMachine, World
 from updater.errors import UpdaterError
 from updater.records import Policy
 from updater.situation import Situation

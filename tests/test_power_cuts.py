@@ -10,10 +10,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.disks import image_of
 from tests.power_cut_operations import OPERATIONS, operations
 from tests.power_cuts import Effort, Operation, Sweep
 from tests.releases import Publisher, make_release
@@ -21,16 +23,22 @@ from tests.volatile_calls import volatile_calls
 from tests.volatile_loaders import LOADERS
 from tests.volatile_machine import World, make_world
 from updater.layouts import layout_folders, load_layout
+from updater.manifest import BLOCK_BYTES
+from updater.release.transport import Ways
 from updater.situation import EDGES
+from updater.ways import Way
 
 LAYOUTS = sorted(path.stem for path in layout_folders()[-1].glob("*.yaml"))
+pytestmark = pytest.mark.timeout(0 if os.environ.get("CRASH_SWEEP") == "full" else 600)
+
 # One layout for each back end.
 BACK_ENDS = [layout for layout in LAYOUTS if layout != "azure-container-linux"]
 FULL = os.environ.get("CRASH_SWEEP") == "full"
 
 # Recoveries that have effects of their own: the others end at once, or do what these do.
-RECOVERING = frozenset({"commit", "quarantine with a verdict", "quarantine what rotted"})
-BY_ADDONS = frozenset({"stage over the old release", "finalize", "cancel what is armed", "adopt"})
+RECOVERING = frozenset({"finalize", "commit", "roll back", "quarantine with a verdict", "quarantine what rotted"})
+RECOVERING |= {"cancel what is armed", "healthy boot"}
+BY_ADDONS = frozenset({"stage over the old release", "cancel what is armed", "adopt"})
 
 # The fewest effects that each operation has by any loader: fewer mean that the media do not see what is done.
 LEAST_EFFECTS = {
@@ -66,7 +74,7 @@ ANYWHERE = frozenset({"renew the metadata", "clear the quarantine", "pin", "stag
 def effort_for(world: World, operation: Operation) -> Effort | None:
     """Return how much is tried of an operation, None for what another layout tries as well."""
     if FULL:
-        return Effort(most=512, sampled=32, depth=2, every=True)
+        return Effort(most=128, sampled=16, depth=2, every=True)
     layout = world.layout
     if layout.name != FIRST and operation.name in ANYWHERE:
         return None
@@ -76,14 +84,24 @@ def effort_for(world: World, operation: Operation) -> Effort | None:
     return Effort(depth=1 if operation.name in RECOVERING else 0)
 
 
-def worlds(layout: str, folder: Path) -> Iterator[World]:
-    """Yield the world of a layout, its repository in a folder."""
+def _with_another_block(image: bytes, number: int) -> bytes:
+    return image[: number * BLOCK_BYTES] + image_of(1, seed=number + 1) + image[(number + 1) * BLOCK_BYTES :]
+
+
+def worlds(layout: str, folder: Path, *, way: Way = Way.PLAIN) -> Iterator[World]:
+    """Yield the world of a layout, its repository in a folder; `way` is how the image of a release reaches a slot."""
     memory = Path("/dev/shm")
     # A tree of two levels where there is time for it.
-    blocks = 140 if FULL else 6
-    releases = tuple(make_release(f"{number}.0.0", blocks=blocks + number, layouts=(layout,)) for number in range(1, 5))
+    blocks = 130 if FULL else 6
+    images = [image_of(blocks + number, seed=number) for number in range(4)]
+    if way is Way.DELTA:
+        images = [_with_another_block(image_of(blocks), number) for number in range(4)]
+    releases = tuple(
+        make_release(f"{number}.0.0", image=image, layouts=(layout,)) for number, image in enumerate(images, 1)
+    )
     publisher = Publisher(folder / "publisher")
-    publisher.publish(*releases)
+    for release in releases:
+        publisher.publish(release, ways=None if way is Way.PLAIN else Ways())
     publisher.promote("4.0.0")
     with pytest.MonkeyPatch.context() as patch, volatile_calls():
         patch.setattr("tempfile.tempdir", str(memory) if memory.is_dir() else None)
@@ -109,6 +127,8 @@ def test_a_cut_at_any_effect_leaves_a_machine_that_boots_what_is_proven_and_upda
         return
     sweep = Sweep(world, operation, effort)
     count = sweep.run()
+    # It takes two cuts in a row, and the default cuts one recovery only.
+    assert FULL or count.lost_tables == 0
     record_property("power_cuts", (count.effects, count.cuts, count.states, count.recoveries, count.updates))
     uncounted = operation.verb == "healthy boot" and world.layout.boot.backend == "efi-bootnext"
     assert count.effects >= (0 if uncounted else LEAST_EFFECTS[operation.name]), sweep.effects
@@ -117,6 +137,29 @@ def test_a_cut_at_any_effect_leaves_a_machine_that_boots_what_is_proven_and_upda
     if operation.spoiled is None:
         assert count.cuts >= count.effects + 1 + len(changes) * 3 // 4
         assert count.recoveries >= count.states >= (count.effects + 1) // 3
+
+
+# What resembles both slots may cost less by reuse of their blocks.
+BROUGHT_BY = {Way.FULL: {"full"}, Way.DELTA: {"delta", "reuse"}}
+
+
+@pytest.mark.parametrize("way", [Way.FULL, Way.DELTA])
+def test_a_release_that_travels_in_frames_or_as_a_delta_is_cut_as_well(
+    way: Way, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    with contextmanager(worlds)(FIRST, tmp_path, way=way) as world:
+        for operation in OPERATIONS:
+            if operation.name in ("stage", "stage over the old release"):
+                machine = operation.begin(world)
+                operation.run(machine)
+                update = machine.session().store.journal().update
+                assert update is not None
+                assert update.brought is not None
+                assert update.brought.image[0] in BROUGHT_BY[way]
+                count = Sweep(world, operation, Effort(depth=0, updates=FULL or way is Way.DELTA)).run()
+                record_property(
+                    "power_cuts", (count.effects, count.cuts, count.states, count.recoveries, count.updates)
+                )
 
 
 def test_nothing_is_in_flight_when_an_operation_returns(world: World) -> None:

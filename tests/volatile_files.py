@@ -169,11 +169,6 @@ class VolatileFiles:
         used = sum(_clusters(len(node.content or b"")) for node in self.nodes.values() if isinstance(node, File))
         return self.capacity_bytes - used
 
-    @property
-    def is_durable(self) -> bool:
-        """Tell whether a power cut would lose nothing."""
-        return not list(atoms(self.nodes, self.manners))
-
     # -- changing --------------------------------------------------------------------------------------------------
 
     def make(self, at: int, name: str, *, is_folder: bool) -> int:

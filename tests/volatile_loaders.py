@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -86,11 +87,15 @@ def _grub(machine: VolatileMachine) -> tuple[Slot, str]:
             assert number is not None
             machine.esp_files.overwrite(number, raw)
             machine.esp_files.flush(number, "GRUB flushes its block")
-    uki = grub_uki_path(slot)
-    wanted = start_text(slot, uki, lambda: machine.esp.chunks(uki), [])
+    wanted = _start_text(slot, present[grub_uki_path(slot)] or b"")
     assert present[start_path(slot)] == wanted, f"GRUB would start slot {slot} by a damaged /{start_path(slot)}"
     machine.command_line = f"acl.slot={slot} acl.tries_left={told}"
     return slot, str(told)
+
+
+@functools.cache
+def _start_text(slot: Slot, uki: bytes) -> bytes:
+    return start_text(slot, grub_uki_path(slot), lambda: iter([uki]), [])
 
 
 LOADERS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import msgspec
@@ -48,8 +49,9 @@ def finalize(
             prove_boot_files(session, slot, release)
             _prove_partuuids(session, update)
         except EnvironmentFailure:
-            # What is not whole is not staged: the next stage goes on from what is.
-            session.store.write_journal(msgspec.structs.replace(facts.journal, phase="staging"))
+            # What is not whole is not staged: the next stage goes on from what is. No full disk may hide the damage.
+            with contextlib.suppress(EnvironmentFailure):
+                session.store.write_journal(msgspec.structs.replace(facts.journal, phase="staging"))
             raise
 
     with step(reporter, "check-loader", sentences["check-loader"]):
