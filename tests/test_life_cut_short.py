@@ -110,7 +110,7 @@ def test_a_stage_that_is_cut_at_its_beginning_leaves_the_old_release_on_record(m
 
 def test_a_slot_that_runs_is_not_the_one_that_is_being_staged(machine: SimulatedMachine) -> None:
     committed(machine, "2.0.0")
-    cut(machine, "remove loader/entries/a.conf", lambda: staged(machine, "3.0.0"))
+    cut(machine, "overwrite loader/entries/a.conf, sector 0", lambda: staged(machine, "3.0.0"))
     # Somebody picks the old release in the loader's menu before its entry is gone.
     machine.esp.write_as_firmware("loader/loader.conf", b"default a.conf\n")
     assert booted(machine) is Situation.UNPROVEN
@@ -126,7 +126,7 @@ def test_what_rotted_loses_its_entry_though_power_failed_after_its_quarantine(ma
     for _ in range(4):
         machine.reboot_now()
     assert machine.booted.slot is Slot.A
-    cut(machine, "remove loader/entries/b+0-3.conf", lambda: recover(machine.session(), None))
+    cut(machine, "overwrite loader/entries/b+0-3.conf, sector 0", lambda: recover(machine.session(), None))
     assert booted(machine) is Situation.IDLE
     assert [entry.name for entry in machine.boot.read().order] == ["a.conf"]
     assert "EFI/acl/b.efi" not in machine.esp.files

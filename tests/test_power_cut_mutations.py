@@ -28,9 +28,8 @@ NEEDED = {
         "esp: write_new flushes EFI/acl/SLOT.efi": OVER,
         "esp: write_new flushes EFI/acl/ledger-N.json": LOST,
         "esp: write_new flushes loader/entries": FINALIZE,
-        "esp: write_new flushes loader/entries/SLOT+N.conf": FINALIZE,
-        "esp: write_new flushes loader/entries/SLOT.conf": OVER,
-        "esp: remove flushes loader/entries": OVER,
+        "esp: overwrite flushes loader/entries/SLOT+N.conf": FINALIZE,
+        "esp: overwrite flushes loader/entries/SLOT.conf": OVER,
         "slot a data: fill_slot flushes the partition": OVER,
         "slot a hash: fill_slot flushes the partition": OVER,
         "slot b data: fill_slot flushes the partition": STAGE,
@@ -76,7 +75,14 @@ _BACKUP = (
     "the flush of the primary's entries carries the backup as well, before the one sector that switches; a table "
     "without room for a second list of entries needs these, and tests/test_gpt.py cuts one"
 )
+_ROOM = (
+    "it is no entry yet; that its cluster is its own before it is one, FAT's table shows, which is not modelled here: "
+    "the replay of a real machine's writes judges it (integration/crash)"
+)
 NEEDLESS = {
+    "esp: write_new flushes loader/entries/SLOT.conf": _ROOM,
+    "esp: write_new flushes loader/entries/SLOT+N.conf": _ROOM,
+    "esp: remove flushes loader/entries": "it is no entry any more: what it said was overwritten, and flushed",
     "esp: remove flushes EFI/acl": _NO_ENTRY,
     "esp: remove flushes EFI/acl/SLOT.efi.extra.d": _NO_ENTRY,
     "esp: remove flushes flatcar": _NO_ENTRY,

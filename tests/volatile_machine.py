@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -260,9 +260,9 @@ class VolatileMachine:
 
     @contextlib.contextmanager
     def scratch_folder(self) -> Iterator[Path]:
-        shutil.rmtree(self.world.scratch, ignore_errors=True)
-        self.world.scratch.mkdir()
-        yield self.world.scratch
+        self.world.scratch.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.world.scratch) as folder:
+            yield Path(folder)
 
     @contextlib.contextmanager
     def lock(self, *, wait_s: float = 0.0) -> Iterator[None]:
