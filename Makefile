@@ -62,7 +62,8 @@ bench-quick: setup ## The same on a small pair, ratios only (under three minutes
 	@$(BIN)/python -m integration.bench --quick $(BENCH)
 
 .PHONY: crash
-crash: setup-lab ## Cut a recorded update at every write; judge each disk, boot 25 of them (about an hour)
+crash: setup-lab ## Cut power at every effect of ours and every write of a recorded update; judge all, boot 25 (hours)
+	@CRASH_SWEEP=full $(BIN)/pytest tests/test_power_cuts.py tests/test_power_cut_mutations.py tests/test_power_cut_orders.py -n auto -q
 	@$(BIN)/python -m integration.crash $(CRASH)
 
 .PHONY: clean
