@@ -21,6 +21,7 @@ from updater.fill.ways import FILE_TROUBLE
 from updater.format.transport import Delta, FileTransport, Transport
 from updater.manifest import Manifest
 from updater.plan import Plan
+from updater.progress import step
 from updater.records import UKI_NAME, BarredWay, FileRecord, Journal, ReleaseRecord
 from updater.repository import Repository
 from updater.situation import running_is_proven
@@ -168,7 +169,8 @@ def worked_out(
         )
         data = opened.enter_context(closing(node.blocks(slot.other, "data")))
         hashes = opened.enter_context(closing(node.blocks(slot.other, "hash")))
-        costs = image.work_out(data, hashes, thorough=thorough, progress=session.reporter.advance)
+        with step(session.reporter, "survey", "see what both slots hold already, and what each way would fetch"):
+            costs = image.work_out(data, hashes, thorough=thorough, progress=session.reporter.advance)
         memory = spare_memory_bytes(network.max_memory_bytes)
         picked, uki_costs = _uki_costs(session, facts, release, transport.uki, memory)
         uki_least = min(cost.fetch_bytes for cost in uki_costs if cost.possible)
