@@ -141,6 +141,7 @@ def walk(
     """Judge every state that a cut during the recorded update may have left; `folder` is used as scratch.
 
     A `lying` disk has flushed nothing that it said it had: a judge that finds nothing wrong there would prove nothing.
+    The first state that does not hold ends that walk.
     """
     parts, hash_offset = regions(recorded)
     split_disk(recorded.base, folder / "medium", parts)
@@ -155,6 +156,8 @@ def walk(
             _count(found, epoch, parts)
             for cut in each_cut(medium, epoch, depth, writes.content):
                 _note(found, Point(epoch.number, cut, judge.judge()), medium)
+                if lying and found.failed:
+                    return found
                 if cut.kind in (Kind.VARIABLES, Kind.END):
                     before, variables = variables, judge.variables().states
                     found.variable_changes += before != variables
