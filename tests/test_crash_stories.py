@@ -58,7 +58,7 @@ def test_a_full_proof_boots_every_state_of_the_loader_however_many_there_are() -
 
 
 def told(point: Point, recording: str = "whole-1", *, passed: bool = True) -> Told:
-    problem = None if passed else "it did not settle"
+    problem = "" if passed else "it did not settle"
     return Told(recording, str(point), point.judged.loader, passed, problem, ["a/1.0.0 healthy"], 61.0)
 
 

@@ -43,7 +43,7 @@ class Told:
     point: str
     loader: str
     passed: bool
-    problem: str | None
+    problem: str
     boots: list[str]
     seconds: float
 
