@@ -19,7 +19,9 @@ def test_a_parser_raises_nothing_but_errors_that_help(name: str) -> None:
             survives(parser, data[:cut] + b"\xff" + data[cut + 1 :])
 
 
-@pytest.mark.parametrize("name", sorted(set(PARSERS) - {"uki", "delta", "blockmap", "frames"}))
+@pytest.mark.parametrize("name", PARSERS)
 def test_each_seed_is_accepted_so_that_mutations_start_deep(name: str) -> None:
-    for seed in PARSERS[name].seeds():
+    seeds = PARSERS[name].seeds()
+    assert seeds
+    for seed in seeds:
         PARSERS[name].parse(seed)
