@@ -66,6 +66,11 @@ crash: setup-lab ## Cut power at every effect of ours and every write of a recor
 	@CRASH_SWEEP=full $(BIN)/pytest tests/test_power_cuts.py tests/test_power_cut_mutations.py tests/test_power_cut_orders.py -n auto -q
 	@$(BIN)/python -m integration.crash $(CRASH)
 
+.PHONY: fuzz
+fuzz: setup ## Fuzz every parser of hostile input, ten minutes each (FUZZ="gpt uki --seconds 60": some, for less)
+	@$(BIN)/python -m pip install -q -e '.[dev,fuzz]'
+	@$(BIN)/python -m tests.fuzz $(FUZZ)
+
 .PHONY: clean
 clean: ## Remove what was built here (the shared cache stays)
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
