@@ -13,6 +13,7 @@ from updater.release.keys import KeyRing
 
 _HUGE_BYTES = 64 << 20
 _DEEP = 32
+_NEXT = "manifests/3.0.0.json"
 
 
 def forge(kind: str, repository: Path, keys: Path) -> None:
@@ -99,7 +100,9 @@ def _deep(repository: Path, keys: Path) -> None:
             revision.snapshot.signed.meta[f"{name}.json"] = MetaFile(1)
             if n == 0:
                 releases.delegations = Delegations({key.keyid: key}, {name: role})
-        releases.targets = {path: info for path, info in releases.targets.items() if not path.startswith("manifests/")}
+        # Release 3 stays where it is: the next update shows that the search came to an end and broke nothing.
+        hidden = [path for path in releases.targets if path.startswith("manifests/") and path != _NEXT]
+        releases.targets = {path: info for path, info in releases.targets.items() if path not in hidden}
         revision.change("releases")
         revision.publish()
 
