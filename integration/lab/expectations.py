@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import fnmatch
 import re
-import time
+from collections.abc import Sequence
 
 from integration.lab import node
+from integration.lab.patience import Patience
 from integration.lab.run import Run
 from integration.lab.scenario import Expect, SeenBoot
 from integration.lab.timeline import Boot
 from updater.errors import EnvironmentFailure
 
 _EVIDENCE = "find /var/lib/acl-updater/evidence -type f -exec head -c 200000 {} + 2>/dev/null"
+
+# A commit writes, flushes and removes; an emulated node on a busy host takes seconds for it.
+_ENTRIES_CHANGE_S = 30.0
 
 
 def expect(wanted: Expect, run: Run) -> None:
@@ -51,11 +55,8 @@ def _expect_from_outside(wanted: Expect, run: Run) -> None:
         version, release = run.version(wanted.release), last.release if last else None
         run.check("release that booted", version, release, version == release)
     if wanted.loader is not None:
-        found = _loader_order(run)
-        ok = len(found) == len(wanted.loader) and all(
-            fnmatch.fnmatchcase(name, pattern) for name, pattern in zip(found, wanted.loader, strict=False)
-        )
-        run.check("loader order", wanted.loader, found, ok)
+        found = _loader_order(run, wanted.loader)
+        run.check("loader order", wanted.loader, found, _listed(found, wanted.loader))
     for slot, number in (wanted.holds or {}).items():
         head = run.stock.release(number).root_hash[:32]
         found_head = next((uuid for uuid, name in run.disk.look().slots.items() if name == slot), "nothing")
@@ -95,14 +96,25 @@ def boot_matches(pattern: SeenBoot, boot: Boot, versions: dict[int, str]) -> boo
     )
 
 
-def _loader_order(run: Run) -> list[str]:
-    for _ in range(20):
+def _loader_order(run: Run, wanted: Sequence[str]) -> list[str]:
+    """Return what the loader would list; a node that runs is given time: a commit goes from one name to the next."""
+    patience = Patience(_ENTRIES_CHANGE_S)
+    while True:
+        last = not run.machine.is_on or patience.is_over
         try:
-            return run.disk.loader_order()
+            found = run.disk.loader_order()
         except (ValueError, EnvironmentFailure):
-            # A guest that runs may be rewriting the folder at this moment.
-            time.sleep(0.1)
-    return run.disk.loader_order()
+            # The folder is being rewritten at this moment.
+            if last:
+                raise
+        else:
+            if last or _listed(found, wanted):
+                return found
+        run.machine.pause(0.2)
+
+
+def _listed(found: Sequence[str], wanted: Sequence[str]) -> bool:
+    return len(found) == len(wanted) and all(map(fnmatch.fnmatchcase, found, wanted))
 
 
 def _ask(run: Run, words: str) -> node.Did:
