@@ -30,7 +30,12 @@ TWO = make_release("2.0.0", image=successor(ONE.image, (), range(20, 150)))
 
 def begin(disk: Path, config: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "updater", "--disk", str(disk), "--config", str(config), "stage"]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=heed_ctrl_c)
+
+
+def heed_ctrl_c() -> None:
+    # A shell without job control has what it starts in the background ignore Ctrl-C, and so all that runs below it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def holds(disk: Path, release: Release) -> bool:
