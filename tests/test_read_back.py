@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from tests.disks import MemoryBlocks, empty_slot, image_of, root_of
 from tests.transported import Repository, filled
-from updater.errors import SlotDamaged
+from updater.errors import EnvironmentFailure, SlotDamaged
 from updater.fill.landing import Landing, leaf_digests, upper_bytes
 from updater.fill.read_back import ReadBack
 from updater.manifest import BLOCK_BYTES, Root
@@ -100,6 +101,27 @@ def test_a_block_that_the_medium_loses_behind_the_writer_is_named_in_the_end() -
         landing.flush()
         with pytest.raises(SlotDamaged, match=f"data block at byte {77 * BLOCK_BYTES} "):
             prove(data, hashes, root, just_proven=behind.end())
+
+
+def test_a_flush_that_failed_behind_the_writer_is_not_lost_though_the_next_one_succeeds() -> None:
+    content, root, _ = image()
+    _, hashes = empty_slot(root)
+    data = Medium(len(content))
+    failed = threading.Event()
+
+    def fail() -> None:
+        data.on_flush = lambda: None
+        failed.set()
+        raise EnvironmentFailure("the disk lost writes", mend="see dmesg", reason="io-error")
+
+    landing = landing_on(data, hashes)
+    data.on_flush = fail
+    with ReadBack(landing) as behind:
+        land(landing)
+        assert failed.wait(PATIENCE_S), "the read-back never flushed"
+        landing.flush()
+        with pytest.raises(EnvironmentFailure, match="lost writes"):
+            behind.end()
 
 
 def test_a_run_that_is_written_again_does_not_count() -> None:

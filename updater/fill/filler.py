@@ -147,8 +147,9 @@ class Filler:
             landing.flush()
             if self._fetcher.kept:
                 self._fetcher.kept.made_durable()
+            proven = behind.end()
             if done is None:
-                prove(data, hashes, self._root, proving, just_proven=behind.end())
+                prove(data, hashes, self._root, proving, just_proven=proven)
         kept = landing.kept if done is None else done.kept_bytes - landing.written
         written, zeroed = (done.written_bytes, done.zeroed_bytes) if done else (0, 0)
         log.info("filled %s by %s", data.name, ", ".join(way.value for way in tried) or "what it held")

@@ -21,8 +21,9 @@ class ReadBack:
 
     A run counts when all of its groups were placed, then flushed, then read past the page cache and found to hash to
     the leaves that hang from the root hash, and not written since. Where reads cannot bypass the cache nothing counts:
-    a page may be half of a run that is flushed and half of one that is not. Nothing is raised from here: what does not
-    prove, or cannot be read, is read again by the last proof, which says so.
+    a page may be half of a run that is flushed and half of one that is not. What does not prove, or cannot be read, is
+    read again by the last proof, which says so. A flush that failed is raised by `end`: the kernel tells of lost writes
+    once, and the next flush would not.
     """
 
     memory_bytes = _READ_GROUPS * GROUP_BYTES
@@ -32,6 +33,7 @@ class ReadBack:
         self.proven: set[int] = set()
         self._landing = landing
         self._over = threading.Event()
+        self._lost: EnvironmentFailure | None = None
         self._hasher = Hasher(bytes.fromhex(landing.root.salt))
         self._thread = threading.Thread(target=self._follow, name="read-back", daemon=True)
 
@@ -41,25 +43,30 @@ class ReadBack:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.end()
+        self._stop()
 
     def end(self) -> frozenset[int]:
-        """Stop, and return the runs that are proven."""
-        self._over.set()
-        with self._landing.placing:
-            self._landing.placing.notify_all()
-        if self._thread.ident is not None:
-            self._thread.join()
+        """Stop, and return the runs that are proven; raise EnvironmentFailure when one of its flushes failed."""
+        self._stop()
+        if self._lost is not None:
+            raise self._lost
         if self._landing.data.read_back != "O_DIRECT":
             # The file system took O_DIRECT, and then did not do it.
             return frozenset()
         return frozenset(run for run in self.proven if not self._landing.unread[run])
 
+    def _stop(self) -> None:
+        self._over.set()
+        with self._landing.placing:
+            self._landing.placing.notify_all()
+        if self._thread.ident is not None:
+            self._thread.join()
+
     def _follow(self) -> None:
         room = paged(self.memory_bytes)
         try:
             while (runs := self._wait()) and not self._over.is_set():
-                self._landing.data.flush()
+                self._flush()
                 for run in runs:
                     if self._over.is_set():
                         return
@@ -69,6 +76,13 @@ class ReadBack:
                             self._landing.placing.notify_all()
         except EnvironmentFailure as failure:
             log.warning("the read-back waits for the end: %s", failure)
+
+    def _flush(self) -> None:
+        try:
+            self._landing.data.flush()
+        except EnvironmentFailure as failure:
+            self._lost = failure
+            raise
 
     def _wait(self) -> list[int]:
         """Return runs that are whole and were not read since they were written; none when it is over."""
