@@ -21,7 +21,7 @@ UNIT = "acl-lab-inject.service"
 _UNIT_FILE = f"etc/systemd/system/{UNIT}"
 _WANTS = "etc/systemd/system/sysinit.target.wants"
 _FOLDER = "var/lib/acl-lab"
-_HOOKS = Path(__file__).resolve().parent.parent / "images/lab/root/usr/lib/acl-lab/faults"
+_HOOKS = Path(__file__).resolve().parents[1].joinpath("images", "lab", "root", "usr", "lib", "acl-lab", "faults")
 When = Literal["trial", "next-boot"]
 
 
