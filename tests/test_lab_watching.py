@@ -73,6 +73,26 @@ def test_a_trial_whose_entry_became_good_was_committed_and_later_boots_of_it_are
     assert observer.boots[-1].outcome is Outcome.HEALTHY
 
 
+def test_a_boot_that_ends_while_somebody_reads_the_boots_is_there_once(tmp_path: Path) -> None:
+    disk, clock = FakeDisk(["b+2-1.conf"]), Clock()
+    observer: Observer | None = None
+
+    def look() -> DiskView:
+        reader, watched = observer, disk.look()
+        if reader is not None and clock.now > 0:
+            clock.now = 0.0
+            reader.end(Ending.WATCHDOG)
+        return watched
+
+    observer = Observer(tmp_path, releases={HASH: "2.0.0"}, look=look, clock=clock)
+    observer.begin(Given())
+    observer.serial(b"[ 0.0] Command line: roothash=" + HASH.encode() + b"\r\n")
+    clock.now = 20.0
+    meanwhile, after = observer.boots, observer.boots
+    assert [boot.n for boot in meanwhile] == [1], "as it stood when it was asked for"
+    assert [(boot.n, boot.ending) for boot in after] == [(1, Ending.WATCHDOG)]
+
+
 def test_a_new_trial_of_the_same_release_has_to_be_committed_anew(tmp_path: Path) -> None:
     disk, clock = FakeDisk(["b+2-1.conf"]), Clock()
     observer = booted(tmp_path, disk, clock)

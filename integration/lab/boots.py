@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ _TOLD = {
 
 
 class Observer:
-    """Keeps the boots and events of one machine; called by the thread that watches it."""
+    """Keeps the boots and events of one machine; told by the thread that watches it, read by any."""
 
     def __init__(
         self,
@@ -97,6 +98,8 @@ class Observer:
         self._zero: float | None = None
         self._done: list[Boot] = []
         self._now: _Running | None = None
+        # Whoever waits reads the boots while the machine's thread ends one: a boot is either running or done.
+        self._turn = threading.Lock()
         self._looked_s = float("-inf")
 
     # -- called by the machine -----------------------------------------------------------------------------------
@@ -128,8 +131,9 @@ class Observer:
 
     def event(self, event: QmpEvent) -> None:
         """Take an event of QEMU."""
-        if event.name == "WATCHDOG" and self._now is not None:
-            self._now.watchdog = True
+        now = self._now
+        if event.name == "WATCHDOG" and now is not None:
+            now.watchdog = True
             self.note("watchdog", f"the hardware watchdog fired: {event.about.get('action', '')}")
         elif event.name == "BLOCK_IO_ERROR":
             self.disk_errors += 1
@@ -144,14 +148,16 @@ class Observer:
         view = self._view()
         boot = self._boot(now, ending, view)
         self._learn(now, boot, view)
-        self._now = None
-        self._done.append(boot)
+        with self._turn:
+            self._now = None
+            self._done.append(boot)
         text = f"boot {boot.n} ended after {boot.seconds:.0f} s: {boot.outcome.value}"
         self.note("boot", text + (f" ({boot.detail})" if boot.detail else ""))
 
     def note(self, kind: str, text: str) -> None:
         """Record an event of the lab itself."""
-        event = Event(round(self._at(), 3), self._now.n if self._now else len(self._done), kind, text)
+        done, now = self._state()
+        event = Event(round(self._at(), 3), now.n if now else len(done), kind, text)
         self.events.append(event)
         if self._tell is not None:
             self._tell(event)
@@ -161,36 +167,45 @@ class Observer:
     @property
     def is_silent(self) -> bool:
         """Tell whether the running boot has not said a word yet."""
-        return self._now is not None and not self._now.text
+        now = self._now
+        return now is not None and not now.text
 
     @property
     def saw_watchdog(self) -> bool:
         """Tell whether the running boot's watchdog fired."""
-        return self._now is not None and self._now.watchdog
+        now = self._now
+        return now is not None and now.watchdog
 
     @property
     def boots(self) -> tuple[Boot, ...]:
         """Return every boot so far; the running one is judged as it stands."""
-        if self._now is None:
-            return tuple(self._done)
+        done, now = self._state()
+        if now is None:
+            return done
         # Waiting threads ask often; the disk is looked at twice a second at most.
         if self._clock() - self._looked_s >= 0.5:
-            self._now.view = self._view() or self._now.view
+            now.view = self._view() or now.view
             self._looked_s = self._clock()
-        boot = self._boot(self._now, Ending.STILL_ON, self._now.view)
-        self._learn(self._now, boot, self._now.view)
-        return (*self._done, boot)
+        boot = self._boot(now, Ending.STILL_ON, now.view)
+        self._learn(now, boot, now.view)
+        return (*done, boot)
 
     def console_shows(self, pattern: re.Pattern[str]) -> bool:
         """Tell whether the running boot's console has shown a pattern."""
-        return self._now is not None and pattern.search(self._now.text) is not None
+        now = self._now
+        return now is not None and pattern.search(now.text) is not None
 
     def newest_log(self) -> Path:
         """Return the serial log of the running or last boot."""
-        n = self._now.n if self._now else max(1, len(self._done))
+        done, now = self._state()
+        n = now.n if now else max(1, len(done))
         return self.folder / f"serial-{n:02d}.log"
 
     # -- within --------------------------------------------------------------------------------------------------
+
+    def _state(self) -> tuple[tuple[Boot, ...], _Running | None]:
+        with self._turn:
+            return tuple(self._done), self._now
 
     def _at(self) -> float:
         if self._zero is None:
