@@ -7,18 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.life import booted, committed, staged
 from tests.machine import SimulatedMachine
 from tests.releases import Publisher, Release, make_release
 from tests.simulated import Power, PowerCut
 from updater.errors import SlotDamaged
 from updater.layouts import layout_folders
-from updater.repository import open_repository
 from updater.situation import Situation, decide
 from updater.slots import Slot
 from updater.steps.cancel import cancel
 from updater.steps.finalize import finalize
 from updater.steps.recover import recover
-from updater.steps.stage import stage
 from updater.steps.trial import TrialEngine
 
 LAYOUTS = sorted(path.stem for path in layout_folders()[-1].glob("*.yaml"))
@@ -37,28 +36,8 @@ def machine(quick_path: Path) -> SimulatedMachine:
     return make_machine(quick_path, "dps-root")[0]
 
 
-def staged(machine: SimulatedMachine, to: str) -> None:
-    recover(machine.session(), None)
-    with open_repository(machine, built=None) as repository:
-        repository.refresh()
-        stage(machine.session(), repository, to=to)
-
-
 def armed(machine: SimulatedMachine) -> None:
     finalize(machine.session(), repository=None, health=None)
-
-
-def booted(machine: SimulatedMachine) -> Situation:
-    machine.reboot_now()
-    return recover(machine.session(), None)
-
-
-def committed(machine: SimulatedMachine, to: str) -> None:
-    staged(machine, to)
-    armed(machine)
-    assert booted(machine) is Situation.TRIAL
-    TrialEngine(machine.session()).commit("healthy", "all checks hold")
-    assert machine.booted.version == to
 
 
 def cut(machine: SimulatedMachine, before: str, act: Callable[[], object]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tests.life import armed, booted, committed, staged
 from tests.machine import SimulatedMachine, replace_config
 from tests.releases import Publisher, Release, make_release
 from tests.simulated import Power, PowerCut
@@ -23,8 +24,6 @@ from updater.steps.cancel import cancel
 from updater.steps.finalize import finalize
 from updater.steps.recover import recover
 from updater.steps.roll_back import revert
-from updater.steps.session import Session
-from updater.steps.stage import stage
 from updater.steps.trial import TrialEngine
 
 ONE, TWO, THREE = make_release("1.0.0"), make_release("2.0.0"), make_release("3.0.0", epoch=2)
@@ -47,37 +46,6 @@ def machine(publisher: Publisher) -> SimulatedMachine:
 
 def new_machine(publisher: Publisher, factory: Release = ONE, power: Power | None = None) -> SimulatedMachine:
     return SimulatedMachine(factory, mirror=publisher.mirror, roots=publisher.roots, power=power)
-
-
-def staged(machine: SimulatedMachine, to: str | None = None) -> Session:
-    session = machine.session()
-    recover(session, None)
-    with open_repository(machine, built=None) as repository:
-        repository.refresh()
-        stage(session, repository, to=to)
-    return session
-
-
-def armed(machine: SimulatedMachine, to: str | None = None) -> Session:
-    session = staged(machine, to)
-    with open_repository(machine, built=None) as repository:
-        finalize(session, repository=repository, health=None)
-    return session
-
-
-def booted(machine: SimulatedMachine) -> Situation:
-    """Reboot, and do what the service does at every boot."""
-    machine.reboot_now()
-    return recover(machine.session(), None)
-
-
-def committed(machine: SimulatedMachine, to: str | None = None) -> Session:
-    armed(machine, to)
-    assert booted(machine) is Situation.TRIAL
-    session = machine.session()
-    TrialEngine(session).commit("healthy", "all checks hold")
-    assert decide(session.facts()) is Situation.IDLE
-    return session
 
 
 def order(machine: SimulatedMachine) -> list[str]:

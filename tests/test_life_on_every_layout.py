@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.life import armed, booted, committed
 from tests.machine import SimulatedMachine
 from tests.releases import Publisher, Release, make_release
 from tests.simulated import Power, PowerCut
@@ -20,7 +21,6 @@ from updater.slots import Slot
 from updater.steps.finalize import finalize
 from updater.steps.recover import recover
 from updater.steps.roll_back import revert
-from updater.steps.stage import stage
 from updater.steps.trial import TrialEngine
 
 BROKEN = Evidence(Stage.HEALTH, Cause.CHECK, "containerd does not answer", ("containerd",))
@@ -61,26 +61,6 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture
 def machine(site: Site) -> SimulatedMachine:
     return site.machine()
-
-
-def armed(machine: SimulatedMachine, to: str | None = None) -> None:
-    session = machine.session()
-    recover(session, None)
-    with open_repository(machine, built=None) as repository:
-        repository.refresh()
-        stage(session, repository, to=to)
-        finalize(session, repository=repository, health=None)
-
-
-def booted(machine: SimulatedMachine) -> Situation:
-    machine.reboot_now()
-    return recover(machine.session(), None)
-
-
-def committed(machine: SimulatedMachine, to: str | None = None) -> None:
-    armed(machine, to)
-    assert booted(machine) is Situation.TRIAL
-    TrialEngine(machine.session()).commit("healthy", "all checks hold")
 
 
 def version(machine: SimulatedMachine) -> str:

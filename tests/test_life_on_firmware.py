@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 
 from tests.firmware_world import PLACE
+from tests.life import armed, booted
 from tests.machine import Booted, SimulatedMachine
 from tests.releases import Publisher, Release, make_release
 from tests.simulated import Power, PowerCut
@@ -30,8 +31,6 @@ from updater.steps.cancel import cancel
 from updater.steps.finalize import finalize
 from updater.steps.recover import recover
 from updater.steps.roll_back import revert
-from updater.steps.session import Session
-from updater.steps.stage import stage
 from updater.steps.trial import TrialEngine
 
 A, B = Slot.A, Slot.B
@@ -95,21 +94,6 @@ def machine(publisher: Publisher) -> FirmwareMachine:
 
 def new_machine(publisher: Publisher, manner: Manner = Manner.PLAIN) -> FirmwareMachine:
     return FirmwareMachine(ONE, mirror=publisher.mirror, roots=list(publisher.roots), manner=manner)
-
-
-def armed(machine: FirmwareMachine, to: str | None = None) -> Session:
-    session = machine.session()
-    recover(session, None)
-    with open_repository(machine, built=None) as repository:
-        repository.refresh()
-        stage(session, repository, to=to)
-        finalize(session, repository=repository, health=None)
-    return session
-
-
-def booted(machine: FirmwareMachine) -> Situation:
-    machine.reboot_now()
-    return recover(machine.session(), None)
 
 
 def put_off(machine: FirmwareMachine) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.life import armed, booted
 from tests.loaders import SystemdBootLoader
 from tests.machine import SimulatedMachine
 from tests.releases import Publisher, make_release
@@ -15,13 +16,10 @@ from updater.boot.esp import look, shipped_ukis
 from updater.efivars import NoEfiVariables
 from updater.health_plugin import Cause, Evidence, Stage
 from updater.layouts import layout_folders
-from updater.repository import open_repository
 from updater.situation import Situation
 from updater.slots import Slot
-from updater.steps.finalize import finalize
 from updater.steps.recover import recover
 from updater.steps.roll_back import revert
-from updater.steps.stage import stage
 from updater.steps.trial import TrialEngine
 
 SHIPPED = "EFI/Linux/vmlinuz-1-azla1.efi"
@@ -73,20 +71,6 @@ def new_machine(publisher: Publisher, layout: Path) -> SimulatedMachine:
 @pytest.fixture
 def machine(publisher: Publisher, layout: Path) -> SimulatedMachine:
     return new_machine(publisher, layout)
-
-
-def armed(machine: SimulatedMachine, to: str | None = None) -> None:
-    session = machine.session()
-    recover(session, None)
-    with open_repository(machine, built=None) as repository:
-        repository.refresh()
-        stage(session, repository, to=to)
-        finalize(session, repository=repository, health=None)
-
-
-def booted(machine: SimulatedMachine) -> Situation:
-    machine.reboot_now()
-    return recover(machine.session(), None)
 
 
 @pytest.mark.parametrize("version", ["2.0.0", "0.9.0"])
