@@ -11,7 +11,8 @@ from tests.releases import Release
 from tests.simulated_variables import SimulatedEfiVariables
 from updater.boot import entries, firmware_model, gptprio_model, grub_model, loader_model
 from updater.boot.efi_bootnext import factory_variables
-from updater.boot.esp import look
+from updater.boot.entries import ENTRIES
+from updater.boot.esp import EspView, look
 from updater.boot.firmware import look as look_at_firmware
 from updater.boot.gpt_priority import record_text
 from updater.boot.gptprio_model import SlotBits
@@ -20,7 +21,9 @@ from updater.boot.grub_env import BLOCKS, CONFIG, SCRIPT, grub_uki_path, shipped
 from updater.boot.grub_model import GrubState
 from updater.boot.grub_start import start_text
 from updater.boot.load_option import EspPlace, order_bytes
+from updater.boot.systemd_boot import SystemdBoot
 from updater.efivars import GLOBAL_GUID, NoEfiVariables
+from updater.files import Directory
 from updater.slots import Slot
 
 if TYPE_CHECKING:
@@ -60,6 +63,38 @@ class SystemdBootLoader:
             machine.esp.rename_as_firmware(old, new)
         assert chosen.slot is not None, f"the loader chose a foreign entry: {chosen.file}"
         return chosen.slot, chosen.file
+
+
+class EspWorld:
+    """A `BootWorld` without cuts: systemd-boot's model over the ESP in `esp`."""
+
+    esp: Directory
+
+    def backend(self) -> SystemdBoot:
+        """Return the back end of this ESP."""
+        return SystemdBoot(self.esp, NoEfiVariables())
+
+    def view(self) -> EspView:
+        """Return what the loader sees."""
+        return look(self.esp, NoEfiVariables())
+
+    def rename_as_firmware(self, old: str, new: str) -> None:
+        """Rename an entry as the loader does when it counts."""
+        raise NotImplementedError
+
+    def boots(self) -> Slot | None:
+        chosen = loader_model.choose(self.view().state)
+        return chosen.slot if chosen else None
+
+    def power_on(self) -> Slot | None:
+        state = self.view().state
+        chosen = loader_model.choose(state)
+        started, _ = loader_model.boot(state)
+        if chosen is None or started is None:
+            return None
+        if started.file != chosen.file:
+            self.rename_as_firmware(f"{ENTRIES}/{chosen.file}", f"{ENTRIES}/{started.file}")
+        return started.slot
 
 
 class FirmwareLoader:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Self
 
 import pytest
 
 from tests.boot_contract import BootContract, BootWorld
+from tests.loaders import EspWorld
 from tests.simulated import SimulatedDirectory
-from updater.boot import entries, loader_model
+from updater.boot import entries
 from updater.boot.entries import ENTRIES
-from updater.boot.esp import look
-from updater.boot.systemd_boot import SystemdBoot
-from updater.efivars import NoEfiVariables
 from updater.slots import Slot
 
 
@@ -21,36 +20,22 @@ def loader(version: str) -> dict[str, bytes]:
     return {"EFI/BOOT/BOOTX64.EFI": b"MZ" + magic, "EFI/systemd/systemd-bootx64.efi": b"MZ" + magic}
 
 
-class SimulatedWorld:
+class SimulatedWorld(EspWorld):
     """An ESP in memory, and the model of systemd-boot."""
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
-        self.esp = SimulatedDirectory(files)
+        self.esp: SimulatedDirectory = SimulatedDirectory(files)
 
-    def backend(self) -> SystemdBoot:
-        return SystemdBoot(self.esp, NoEfiVariables())
+    def rename_as_firmware(self, old: str, new: str) -> None:
+        self.esp.firmware_rename(old, new)
 
-    def boots(self) -> Slot | None:
-        chosen = loader_model.choose(look(self.esp, NoEfiVariables()).state)
-        return chosen.slot if chosen else None
-
-    def power_on(self) -> Slot | None:
-        state = look(self.esp, NoEfiVariables()).state
-        chosen = loader_model.choose(state)
-        started, _ = loader_model.boot(state)
-        if chosen is None or started is None:
-            return None
-        if started.file != chosen.file:
-            self.esp.firmware_rename(f"{ENTRIES}/{chosen.file}", f"{ENTRIES}/{started.file}")
-        return started.slot
-
-    def copy(self) -> SimulatedWorld:
-        return SimulatedWorld(self.esp.files)
+    def copy(self) -> Self:
+        return type(self)(self.esp.files)
 
     def instants(self) -> Iterable[tuple[str, BootWorld]]:
         seen = self.esp.instants
         self.esp.instants = []
-        return [(instant.effect, SimulatedWorld(instant.files)) for instant in seen]
+        return [(instant.effect, type(self)(instant.files)) for instant in seen]
 
 
 class TestSystemdBoot262(BootContract):

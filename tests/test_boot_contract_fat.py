@@ -9,11 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.boot_contract import BootContract, BootWorld
-from updater.boot import entries, loader_model
-from updater.boot.entries import ENTRIES
-from updater.boot.esp import look
-from updater.boot.systemd_boot import SystemdBoot
-from updater.efivars import NoEfiVariables
+from tests.loaders import EspWorld
+from updater.boot import entries
 from updater.fatimage import FatImage
 from updater.run import run, search_path
 from updater.slots import Slot
@@ -33,30 +30,15 @@ PATHS = (
 )
 
 
-class FatWorld:
+class FatWorld(EspWorld):
     """An ESP in an image file, and the model of systemd-boot."""
 
     def __init__(self, image: Path) -> None:
         self.image = image
         self.esp = FatImage(image)
 
-    def backend(self) -> SystemdBoot:
-        return SystemdBoot(self.esp, NoEfiVariables())
-
-    def boots(self) -> Slot | None:
-        chosen = loader_model.choose(look(self.esp, NoEfiVariables()).state)
-        return chosen.slot if chosen else None
-
-    def power_on(self) -> Slot | None:
-        state = look(self.esp, NoEfiVariables()).state
-        chosen = loader_model.choose(state)
-        started, _ = loader_model.boot(state)
-        if chosen is None or started is None:
-            return None
-        if started.file != chosen.file:
-            old, new = f"::/{ENTRIES}/{chosen.file}", f"::/{ENTRIES}/{started.file}"
-            run(["mren", "-i", self.image, old, new], env={"MTOOLS_SKIP_CHECK": "1"})
-        return started.slot
+    def rename_as_firmware(self, old: str, new: str) -> None:
+        run(["mren", "-i", self.image, f"::/{old}", f"::/{new}"], env={"MTOOLS_SKIP_CHECK": "1"})
 
     def copy(self) -> FatWorld:
         raise NotImplementedError("cuts are enumerated over the simulated ESP")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import pytest
 
@@ -10,7 +10,6 @@ from tests.boot_contract import TRIES, BootContract, BootWorld, boots_until_sett
 from tests.portable_executable import build_uki
 from tests.simulated import SimulatedDirectory
 from tests.test_boot_contract import SimulatedWorld, loader
-from updater.boot import loader_model
 from updater.boot.entries import ENTRIES, LOADER_CONF, LOADER_CONF_PATH
 from updater.boot.esp import EspView, look, shipped_ukis
 from updater.boot.systemd_boot import SystemdBoot
@@ -35,28 +34,6 @@ class ShippedWorld(SimulatedWorld):
 
     def view(self) -> EspView:
         return look(self.esp, NoEfiVariables(), shipped_ukis(self.esp))
-
-    def boots(self) -> Slot | None:
-        chosen = loader_model.choose(self.view().state)
-        return chosen.slot if chosen else None
-
-    def power_on(self) -> Slot | None:
-        state = self.view().state
-        chosen = loader_model.choose(state)
-        started, _ = loader_model.boot(state)
-        if chosen is None or started is None:
-            return None
-        if started.file != chosen.file:
-            self.esp.firmware_rename(f"{ENTRIES}/{chosen.file}", f"{ENTRIES}/{started.file}")
-        return started.slot
-
-    def copy(self) -> ShippedWorld:
-        return ShippedWorld(self.esp.files)
-
-    def instants(self) -> Iterable[tuple[str, BootWorld]]:
-        seen = self.esp.instants
-        self.esp.instants = []
-        return [(instant.effect, ShippedWorld(instant.files)) for instant in seen]
 
 
 class TestShippedUki(BootContract):
