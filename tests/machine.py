@@ -67,12 +67,43 @@ class Booted:
     root_hash: str
 
 
-class SimulatedMachine:
-    """A `Node` in memory; `reboot_now` asks the loader's model what boots, and counts as the loader does."""
+class SimulatedNode:
+    """What every simulated `Node` answers alike."""
 
     live = True
     image_id: str | None = "acl-reference"
     architecture = "x86-64"
+    reboots: list[str]
+
+    @property
+    def _disk(self) -> LayoutDisk:
+        raise NotImplementedError
+
+    def root_hash_in(self, slot: Slot) -> str | None:
+        return self._disk.root_hash_in(slot)
+
+    def label_slot(self, slot: Slot, root_hash: str) -> None:
+        self._disk.label(slot, root_hash)
+
+    def gpt_problem(self) -> str:
+        return self._disk.problem()
+
+    def mend_gpt(self) -> bool:
+        return self._disk.mend()
+
+    @contextlib.contextmanager
+    def lock(self, *, wait_s: float = 0.0) -> Iterator[None]:
+        yield
+
+    def reboot(self, why: str) -> None:
+        self.reboots.append(why)
+
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
+
+class SimulatedMachine(SimulatedNode):
+    """A `Node` in memory; `reboot_now` asks the loader's model what boots, and counts as the loader does."""
 
     def __init__(
         self,
@@ -142,22 +173,10 @@ class SimulatedMachine:
     def running(self) -> Running:
         return Running(self.booted.slot, self.booted.root_hash, self.booted.version)
 
-    def root_hash_in(self, slot: Slot) -> str | None:
-        return self._disk.root_hash_in(slot)
-
     def blocks(self, slot: Slot, role: Literal["data", "hash"], *, writable: bool = False) -> PoweredBlocks:
         if writable and slot is self.booted.slot:
             raise Refused("the running slot is never written", reason="running-slot")
         return self.partitions[slot, role]
-
-    def label_slot(self, slot: Slot, root_hash: str) -> None:
-        self._disk.label(slot, root_hash)
-
-    def gpt_problem(self) -> str:
-        return self._disk.problem()
-
-    def mend_gpt(self) -> bool:
-        return self._disk.mend()
 
     def boot_id(self) -> str:
         return f"boot-{self._boots}"
@@ -176,16 +195,6 @@ class SimulatedMachine:
     def scratch_folder(self) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
-
-    @contextlib.contextmanager
-    def lock(self, *, wait_s: float = 0.0) -> Iterator[None]:
-        yield
-
-    def reboot(self, why: str) -> None:
-        self.reboots.append(why)
-
-    def notes(self) -> tuple[str, ...]:
-        return ()
 
     # What a test does to it.
 

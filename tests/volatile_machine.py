@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from tests.machine import Booted, SimulatedMachine
+from tests.machine import Booted, SimulatedMachine, SimulatedNode
 from tests.releases import Publisher, Release
 from tests.simulated_variables import SimulatedEfiVariables
 from tests.volatile_calls import mounted
@@ -119,12 +119,9 @@ class World:
         return self._whole[key]
 
 
-class VolatileMachine:
+class VolatileMachine(SimulatedNode):
     """A `Node` on volatile media; `instants` collects the state after each effect."""
 
-    live = True
-    image_id: str | None = "acl-reference"
-    architecture = "x86-64"
     partial: Path | None = None
 
     def __init__(self, world: World, disk: Disk, *, boots: int = 0) -> None:
@@ -232,22 +229,10 @@ class VolatileMachine:
         assert self.booted is not None
         return Running(self.booted.slot, self.booted.root_hash, self.booted.version)
 
-    def root_hash_in(self, slot: Slot) -> str | None:
-        return self._disk.root_hash_in(slot)
-
     def blocks(self, slot: Slot, role: Role, *, writable: bool = False) -> VolatileBlocks:
         if writable and self.booted is not None and slot is self.booted.slot:
             raise Refused("the running slot is never written", reason="running-slot")
         return self.partitions[slot, role]
-
-    def label_slot(self, slot: Slot, root_hash: str) -> None:
-        self._disk.label(slot, root_hash)
-
-    def gpt_problem(self) -> str:
-        return self._disk.problem()
-
-    def mend_gpt(self) -> bool:
-        return self._disk.mend()
 
     def boot_id(self) -> str:
         return f"boot-{self.boots}"
@@ -263,16 +248,6 @@ class VolatileMachine:
         self.world.scratch.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.world.scratch) as folder:
             yield Path(folder)
-
-    @contextlib.contextmanager
-    def lock(self, *, wait_s: float = 0.0) -> Iterator[None]:
-        yield
-
-    def reboot(self, why: str) -> None:
-        self.reboots.append(why)
-
-    def notes(self) -> tuple[str, ...]:
-        return ()
 
     # What a test does to it.
 
