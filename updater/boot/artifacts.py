@@ -113,3 +113,21 @@ class EspArtifacts:
         if digest.hexdigest() != file.sha256:
             return f"/{path} differs from the manifest (sha256 {digest.hexdigest()})"
         return ""
+
+
+class KeepsArtifacts:
+    """What every back end answers alike whose boot files lie in `EspArtifacts`."""
+
+    _artifacts: EspArtifacts
+
+    def verify(self, slot: Slot, files: Iterable[BootFile]) -> tuple[str, ...]:
+        """Read the artifact's files back from the medium; return one sentence for each that is missing or differs."""
+        return self._artifacts.verify(slot, files)
+
+    def artifact_names(self, slot: Slot) -> tuple[str, ...]:
+        """Return the names of the files of the slot's artifact that are there: addons, then the UKI."""
+        return self._artifacts.names(slot)
+
+    def artifact_chunks(self, slot: Slot, name: str) -> Iterator[bytes]:
+        """Yield the bytes of one file of the slot's artifact, read from the medium."""
+        return self._artifacts.chunks(slot, name)

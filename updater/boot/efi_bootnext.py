@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 
 from updater.boot import firmware, firmware_model
-from updater.boot.artifacts import EspArtifacts
+from updater.boot.artifacts import EspArtifacts, KeepsArtifacts
 from updater.boot.entries import ENTRIES, EntryName, uki_path
 from updater.boot.firmware import FirmwareView, Mark, look
 from updater.boot.load_option import (
@@ -38,7 +38,7 @@ _DOUBT = "perhaps the firmware did not take BootNext, or something else used it 
 _PASSED_OVER = "the firmware did not take BootNext"
 
 
-class EfiBootNext:
+class EfiBootNext(KeepsArtifacts):
     """Arm, commit and take back trials by the firmware's own variables."""
 
     def __init__(
@@ -102,18 +102,6 @@ class EfiBootNext:
         view = self._look()
         live = [number for number in view.numbers_of(slot) if view.state.options[number].is_active]
         self._artifacts.place(slot, file, chunks, live_entry=option_name(live[0]) if live else None)
-
-    def verify(self, slot: Slot, files: Iterable[BootFile]) -> tuple[str, ...]:
-        """Read the artifact's files back from the medium; return one sentence for each that is missing or differs."""
-        return self._artifacts.verify(slot, files)
-
-    def artifact_names(self, slot: Slot) -> tuple[str, ...]:
-        """Return the names of the files of the slot's artifact that are there: addons, then the UKI."""
-        return self._artifacts.names(slot)
-
-    def artifact_chunks(self, slot: Slot, name: str) -> Iterator[bytes]:
-        """Yield the bytes of one file of the slot's artifact, read from the medium."""
-        return self._artifacts.chunks(slot, name)
 
     def arm(self, slot: Slot, version: str, *, tries: int) -> Entry:
         """Have the next boot, and that one alone, start `slot`; return its entry.

@@ -8,11 +8,11 @@ has tries and is not successful; a good one is successful and has no tries.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from updater.boot import gptprio_model
-from updater.boot.artifacts import UKI_NAME, EspArtifacts
+from updater.boot.artifacts import UKI_NAME, EspArtifacts, KeepsArtifacts
 from updater.boot.gptprio_model import HIGHEST, SlotBits, slot_bits
 from updater.boot.protocol import BootFile, BootState, Entry
 from updater.errors import EnvironmentFailure
@@ -26,7 +26,7 @@ FOLDER = "flatcar"  # where Flatcar's GRUB looks
 _MOST_RECORD_BYTES = 512
 
 
-class GptPriority:
+class GptPriority(KeepsArtifacts):
     """Arm, commit and take back trials by the attributes of the slots' data partitions."""
 
     def __init__(
@@ -92,18 +92,6 @@ class GptPriority:
         """Write one file of the artifact of a withdrawn `slot` (addons before the UKI) and flush it."""
         live = self._entry(self._read(), slot)
         self._artifacts.place(slot, file, chunks, live_entry=live.name if live else None)
-
-    def verify(self, slot: Slot, files: Iterable[BootFile]) -> tuple[str, ...]:
-        """Read the artifact's files back from the medium; return one sentence for each that is missing or differs."""
-        return self._artifacts.verify(slot, files)
-
-    def artifact_names(self, slot: Slot) -> tuple[str, ...]:
-        """Return the names of the files of the slot's artifact that are there: addons, then the UKI."""
-        return self._artifacts.names(slot)
-
-    def artifact_chunks(self, slot: Slot, name: str) -> Iterator[bytes]:
-        """Yield the bytes of one file of the slot's artifact, read from the medium."""
-        return self._artifacts.chunks(slot, name)
 
     def arm(self, slot: Slot, version: str, *, tries: int) -> Entry:
         """Give `slot` tries and the highest priority; return its entry."""

@@ -7,13 +7,13 @@ environment block, overwritten in place and kept twice; a slot that was never ar
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from updater.boot import grub_model
-from updater.boot.artifacts import UKI_NAME, EspArtifacts
+from updater.boot.artifacts import UKI_NAME, EspArtifacts, KeepsArtifacts
 from updater.boot.entries import uki_path
 from updater.boot.grub_block import BLOCK_BYTES, MAX_GENERATION, Block, SlotState, block_bytes, parse_block
 from updater.boot.grub_model import GrubState
@@ -52,7 +52,7 @@ def grub_uki_path(slot: Slot) -> str:
     return uki_path(slot)
 
 
-class GrubEnv:
+class GrubEnv(KeepsArtifacts):
     """Arm, commit and take back trials by GRUB's environment block."""
 
     def __init__(self, files: Directory, *, command_line: str = "") -> None:
@@ -115,14 +115,6 @@ class GrubEnv:
         except InvalidDocument as error:
             return (error.message,)
         return ()
-
-    def artifact_names(self, slot: Slot) -> tuple[str, ...]:
-        """Return the names of the files of the slot's artifact that are there: addons, then the UKI."""
-        return self._artifacts.names(slot)
-
-    def artifact_chunks(self, slot: Slot, name: str) -> Iterator[bytes]:
-        """Yield the bytes of one file of the slot's artifact, read from the medium."""
-        return self._artifacts.chunks(slot, name)
 
     def arm(self, slot: Slot, version: str, *, tries: int) -> Entry:
         """Publish a counted entry for `slot` that sorts before all others; return it."""

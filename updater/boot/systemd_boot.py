@@ -8,11 +8,11 @@ entry file is either listed whole, or skipped by the loader: one cut in its crea
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from uuid import UUID
 
 from updater.boot import entries, loader_model, obstacles
-from updater.boot.artifacts import EspArtifacts
+from updater.boot.artifacts import EspArtifacts, KeepsArtifacts
 from updater.boot.entries import ENTRIES, EntryName, uki_path
 from updater.boot.esp import EspView, look, orphaned_addons, shipped_ukis
 from updater.boot.loader_model import Candidate
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 MAX_TRIES = 9
 
 
-class SystemdBoot:
+class SystemdBoot(KeepsArtifacts):
     """Arm, commit and take back trials by the files that systemd-boot reads."""
 
     def __init__(
@@ -111,18 +111,6 @@ class SystemdBoot:
         view = self._look()
         live = view.files_of_slot(slot) or tuple(entry.file for entry in view.of_slot(slot))
         self._artifacts.place(slot, file, chunks, live_entry=live[0] if live else None)
-
-    def verify(self, slot: Slot, files: Iterable[BootFile]) -> tuple[str, ...]:
-        """Read the artifact's files back from the medium; return one sentence for each that is missing or differs."""
-        return self._artifacts.verify(slot, files)
-
-    def artifact_names(self, slot: Slot) -> tuple[str, ...]:
-        """Return the names of the files of the slot's artifact that are there: addons, then the UKI."""
-        return self._artifacts.names(slot)
-
-    def artifact_chunks(self, slot: Slot, name: str) -> Iterator[bytes]:
-        """Yield the bytes of one file of the slot's artifact, read from the medium."""
-        return self._artifacts.chunks(slot, name)
 
     def arm(self, slot: Slot, version: str, *, tries: int) -> Entry:
         """Publish a counted entry for `slot` that sorts before all others; return it."""
