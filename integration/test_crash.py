@@ -81,6 +81,6 @@ def test_a_cut_rename_on_vfat_leaves_the_old_name_the_new_one_both_or_neither(
 
 def test_states_that_a_cut_left_boot_to_the_end_of_their_story(stock: Stock, replayed: Replayed, folder: Path) -> None:
     proof = Proof(folder, found=replayed.found)
-    boot_spread(stock, replayed.recorded, proof, 2, 1, again=True, live=False)
+    boot_spread(stock, replayed.recorded, proof, 2, 1, again=True, live=0)
     assert len(proof.told) == 2
     assert {one.point: one.problem for one in proof.told if not one.passed} == {}

@@ -265,6 +265,15 @@ def test_what_a_cut_left_blank_is_gone_before_the_next_entry_is_made(left: bytes
     assert not blank.beside_when_made & {"b.conf", "a+3-0.conf"}
 
 
+@pytest.mark.parametrize("left", [b"", entries.no_entry(72)])
+def test_what_a_cut_left_blank_of_either_slot_is_gone_before_a_trial_is_armed(left: bytes) -> None:
+    files = new_disk({"EFI/acl/b.efi": b"uki of 2"}).files
+    blank = WatchedDirectory({**files, f"{ENTRIES}/b.conf": left, f"{ENTRIES}/a+9.conf": left})
+    back_end(blank).arm(B, "2", tries=3)
+    assert blank.names(ENTRIES) == ["a.conf", "b+3-0.conf"]
+    assert blank.beside_when_made == {"a.conf"}
+
+
 def test_a_trial_has_a_bounded_number_of_tries() -> None:
     for tries in (0, 10, -1):
         with pytest.raises(ValueError, match="1 to 9 tries"):

@@ -12,10 +12,16 @@ import pytest
 
 from integration.crash.esp import Damaged, Esp
 from integration.crash.memory import Memory, body_of, untrue
+from integration.crash.menu import Menu, chosen_by, read_menu
 from integration.crash.variables import read_variables
+from updater.boot.firmware import Mark
+from updater.boot.load_option import ACTIVE, EspPlace, LoadOption, file_option, option_bytes, option_name, order_bytes
+from updater.efivars import GLOBAL_GUID
 from updater.fatimage import FatImage
 from updater.run import find_tool, run
+from updater.slots import Slot
 
+PLACE = EspPlace(1, 2048, 81920, UUID(int=1))
 GUID = UUID("4a67b082-0a4c-41cf-b6c7-440b29bb8c4f")
 ADDED, LEAVING, GONE, HALF = 0x3F, 0x3E, 0x3C, 0x7F
 
@@ -178,3 +184,65 @@ def test_a_document_is_taken_out_of_a_whole_envelope_only() -> None:
     assert body_of(json.dumps({"body": {"phase": "idle"}}).encode()) == {"phase": "idle"}
     for raw in (None, b"", b"{", b"[]", b'{"body": 3}', b"\0" * 40):
         assert body_of(raw) is None
+
+
+def option_of(slot: Slot, version: str = "", *, trial: bool = False) -> bytes:
+    mark = Mark(slot, version, trial, 1).description("ACL")
+    text = mark if version else f"ACL slot {slot}, empty"
+    return option_bytes(file_option(PLACE, f"EFI/acl/{slot}.efi", text, active=bool(version)))
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Esp:
+    """Return an ESP with the UKIs of both slots, and nothing else."""
+    folder = FatFolder(tmp_path_factory.mktemp("esp") / "esp.img")
+    for slot in Slot:
+        folder.write(f"EFI/acl/{slot}.efi", b"uki")
+    return Esp(folder.read)
+
+
+def menu_of(esp: Esp, order: tuple[int, ...], following: int | None, *options: bytes) -> Menu:
+    values = {option_name(number): value for number, value in enumerate(options)} | {"BootOrder": order_bytes(order)}
+    if following is not None:
+        values["BootNext"] = order_bytes((following,))
+    found = {(GLOBAL_GUID, name): value for name, value in values.items()} | {(GUID, "LoaderEntryDefault"): b"x"}
+    return read_menu(esp, chosen_by(found, firmware=True), firmware=True)
+
+
+A_GOOD, B_TRIAL, B_EMPTY = option_of(Slot.A, "1"), option_of(Slot.B, "2", trial=True), option_of(Slot.B)
+
+
+@pytest.mark.parametrize(
+    ("order", "following", "b", "files", "chosen"),
+    [
+        ((0, 1), None, B_EMPTY, ["a.conf"], "a.conf"),
+        ((0, 1), 1, B_EMPTY, ["b+1-0.conf", "a.conf"], "b+1-0.conf"),
+        ((0, 1), 1, B_TRIAL, ["b+1-0.conf", "a.conf"], "b+1-0.conf"),
+        ((0, 1), None, B_TRIAL, ["a.conf", "b+0-1.conf"], "a.conf"),
+        ((1, 0), None, B_TRIAL, ["b+0-1.conf", "a.conf"], "b+0-1.conf"),
+        ((1, 0), None, option_of(Slot.B, "2"), ["b.conf", "a.conf"], "b.conf"),
+        ((1,), None, B_EMPTY, [], None),
+    ],
+)
+def test_the_firmwares_menu_is_its_boot_options_in_their_order(
+    both: Esp, order: tuple[int, ...], following: int | None, b: bytes, files: list[str], chosen: str | None
+) -> None:
+    menu = menu_of(both, order, following, A_GOOD, b)
+    assert [item.file for item in menu.order] == files
+    assert (menu.chosen.file if menu.chosen else None) == chosen
+    assert not menu.complaints
+
+
+def test_an_option_whose_uki_is_gone_is_not_on_the_firmwares_menu(tmp_path: Path) -> None:
+    folder = FatFolder(tmp_path / "esp.img")
+    folder.write("EFI/acl/a.efi", b"uki")
+    menu = menu_of(Esp(folder.read), (0, 1), 1, A_GOOD, B_TRIAL)
+    assert [item.file for item in menu.order] == ["a.conf"]
+    assert any("slot b, trial" in name for name in menu.names)
+
+
+@pytest.mark.parametrize(("attributes", "wrong"), [(ACTIVE, 1), (0, 0), (ACTIVE | 0x100, 0)])
+def test_what_the_firmware_brings_itself_must_not_stand_before_ours(both: Esp, attributes: int, wrong: int) -> None:
+    shell = option_bytes(LoadOption(attributes, "EFI Internal Shell", b"\x04\x07\x04\x00\x7f\xff\x04\x00"))
+    assert len(menu_of(both, (1, 0), None, A_GOOD, shell).complaints) == wrong
+    assert not menu_of(both, (0, 1), None, A_GOOD, shell).complaints

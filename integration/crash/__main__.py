@@ -19,8 +19,10 @@ from integration.crash.replay import walk
 from integration.crash.report import report, summary
 from integration.crash.story import failed, sweep
 from integration.lab.factory import make_stock
+from integration.lab.terms import DEFAULT_LAYOUT
 from updater.errors import ExitCode, UpdaterError
 
+_LAYOUTS = (DEFAULT_LAYOUT, "dps-root-efi")
 _EPILOG = """
 The recording is kept and used again until a source changes that reaches an image. Stories that ended well are not
 told again; --again tells them all. Ctrl-C leaves a report of what was seen so far.
@@ -34,8 +36,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Record a whole update in QEMU, cut it at every write, and judge and boot what would be left.",
         epilog=_EPILOG,
     )
-    parser.add_argument("--out", type=Path, default=Path("build/crash"), help="folder (default: %(default)s)")
+    parser.add_argument(
+        "--layout", choices=_LAYOUTS, default=DEFAULT_LAYOUT, help="what is recorded (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, help=f"folder (default: build/crash; build/crash-{_LAYOUTS[1]} for that)")
     parser.add_argument("--boots", type=int, default=25, help="states to boot for real (default: %(default)s)")
+    parser.add_argument(
+        "--live",
+        type=int,
+        help="stories whose next update the node takes by itself, the host the others' (default: all)",
+    )
     parser.add_argument("--machines", type=int, default=2, help="machines at a time (default: %(default)s)")
     parser.add_argument("--subsets", type=int, default=3, help="seeded subsets in each epoch (default: %(default)s)")
     parser.add_argument("--most-single", type=int, help="single writes dropped in each epoch (default: every one)")
@@ -43,16 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="  %(message)s", stream=sys.stdout)
     depth = Depth(arguments.subsets, arguments.most_single)
-    out = arguments.out.resolve()
-    proof = Proof(out)
+    layout = arguments.layout
+    out = arguments.out or Path("build/crash" if layout == DEFAULT_LAYOUT else f"build/crash-{layout}")
+    proof = Proof(out.resolve())
     try:
-        _prove(proof, depth, arguments.boots, arguments.machines, again=arguments.again)
+        _prove(proof, depth, arguments)
     except UpdaterError as error:
         print(f"\ncrash: {error}", file=sys.stderr)
         return int(error.exit_code)
     except KeyboardInterrupt:
         _end(proof)
-        sweep(out / "boots")
+        sweep(proof.out / "boots")
         print("\ncrash: interrupted; run it again to go on", file=sys.stderr, flush=True)
         # Machines live in threads that would be waited for; the kernel ends each QEMU with its thread.
         os._exit(int(ExitCode.INTERRUPTED))
@@ -60,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return ExitCode.FAILED if proof.found.failed or failed(proof.told) else ExitCode.DONE
 
 
-def _prove(proof: Proof, depth: Depth, boots: int, machines: int, *, again: bool) -> None:
-    stock = make_stock()
+def _prove(proof: Proof, depth: Depth, arguments: argparse.Namespace) -> None:
+    stock = make_stock(arguments.layout)
     recorded = record(stock, proof.out / "recording", WHOLE)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="walk-", dir=proof.out) as scratch:
@@ -69,8 +80,17 @@ def _prove(proof: Proof, depth: Depth, boots: int, machines: int, *, again: bool
     proof.seconds = time.monotonic() - began
     print(flush=True)
     _write(proof)
-    if boots:
-        boot_spread(stock, recorded, proof, boots, machines, again=again, each=lambda: _write(proof))
+    if arguments.boots:
+        boot_spread(
+            stock,
+            recorded,
+            proof,
+            arguments.boots,
+            arguments.machines,
+            again=arguments.again,
+            live=arguments.live,
+            each=lambda: _write(proof),
+        )
 
 
 def _write(proof: Proof) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -13,12 +13,10 @@ from uuid import UUID
 from integration.crash.esp import Damaged, Esp
 from integration.crash.medium import Medium
 from integration.crash.memory import MemoryReader, body_of, untrue
-from integration.crash.variables import Variables, read_variables
+from integration.crash.menu import Item, Menu, Values, chosen_by, content, read_menu
+from integration.crash.variables import Name, Variables, read_variables
 from integration.images.tooltree import ToolTree, tool_tree
 from updater import gpt
-from updater.boot.entries import ENTRIES, is_entry_name, parse_loader_conf
-from updater.boot.loader_model import Candidate, LoaderState, candidate, choose, in_order
-from updater.efivars import LOADER_GUID
 from updater.errors import EnvironmentFailure
 from updater.run import run
 
@@ -75,11 +73,9 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What lies on the ESP: the entries in order, the digests of the UKIs that they start, and the ledger's copies."""
+    """What lies on the ESP: what may be started, the digests of the UKIs for that, and the ledger's copies."""
 
-    order: tuple[Candidate, ...] = ()
-    names: tuple[str, ...] = ()
-    chosen: Candidate | None = None
+    menu: Menu = field(default_factory=Menu)
     digests: Mapping[str, str] = field(default_factory=dict)
     ledgers: tuple[Mapping[str, Any], ...] = ()
     complaints: tuple[str, ...] = ()
@@ -88,16 +84,20 @@ class _Seen:
 
 @dataclass(slots=True)
 class Judge:
-    """Judges the states of one medium; remembers what it found for equal regions, and looks at no region twice."""
+    """Judges the states of one medium; remembers what it found for equal regions, and looks at no region twice.
+
+    `firmware` says that the machine boots by its firmware alone.
+    """
 
     medium: Medium
     releases: Mapping[str, Image]
     disk_bytes: int
     hash_offset: int
     scratch: Path
+    firmware: bool = False
     tools: ToolTree = field(default_factory=tool_tree)
     _tables: dict[tuple[int, int], gpt.Gpt | str] = field(default_factory=dict)
-    _esps: dict[tuple[int, tuple[str | None, ...]], _Seen] = field(default_factory=dict)
+    _esps: dict[tuple[int, frozenset[tuple[Name, bytes]]], _Seen] = field(default_factory=dict)
     _checks: dict[bytes, tuple[str | None, tuple[str, ...]]] = field(default_factory=dict)
     _digests: dict[tuple[object, ...], str] = field(default_factory=dict)
     _slots: dict[tuple[str, str, int], str | None] = field(default_factory=dict)
@@ -151,30 +151,31 @@ class Judge:
         if prints["slot-a"]:
             complaints.append("the running slot was written to")
         seen = self._seen()
+        order, chosen, names = seen.menu.order, seen.menu.chosen, seen.menu.names
         complaints += seen.complaints
         table = self._table()
         if isinstance(table, str):
-            return Judged((), seen.names, None, "no table", (*complaints, table), seen.remarks)
+            return Judged((), names, None, "no table", (*complaints, table), seen.remarks)
         if not table.primary_ok:
             complaints.append("the primary table is not valid: Linux finds no partition")
-        if seen.chosen is None:
+        if chosen is None:
             complaints.append("the loader finds nothing to boot")
-        elif not any(entry.name.tries_left is None for entry in seen.order):
+        elif not any(entry.name.tries_left is None for entry in order):
             complaints.append("every entry is on trial: none that is proven is left to fall back to")
         uuids = {partition.name: partition.unique_guid for partition in table.partitions}
-        for entry in seen.order:
-            why = None if entry.is_bad else self._why_unfit(entry, seen.digests, uuids)
+        for entry in _that_may_boot(seen.menu):
+            why = self._why_unfit(entry, seen.digests, uuids)
             if why:
                 complaints.append(f"{entry.file} may be booted, but {why}")
         store = self.variables()
         if not store.whole:
             complaints.append("the firmware finds no variable store")
         complaints += [f"the variable {name} is lost" for _, name in sorted(self._variables - set(store.values))]
-        order = tuple(entry.file for entry in seen.order)
-        torn = sorted(name for name in set(seen.names) - set(order) if "/" not in name)
-        loader = f"{', '.join(order)}{f' beside {torn}' if torn else ''}, table {_state_of(table)}"
-        boots = _slot(seen.chosen.path) if seen.chosen else None
-        return Judged(order, seen.names, boots, loader, tuple(complaints), seen.remarks)
+        files = tuple(entry.file for entry in order)
+        torn = sorted(name for name in set(names) - set(files) if "/" not in name)
+        loader = f"{', '.join(files)}{f' beside {torn}' if torn else ''}, table {_state_of(table)}"
+        boots = _slot(chosen.path) if chosen else None
+        return Judged(files, names, boots, loader, tuple(complaints), seen.remarks)
 
     def _table(self) -> gpt.Gpt | str:
         key = (self.medium.prints["head"], self.medium.prints["tail"])
@@ -186,46 +187,49 @@ class Judge:
         return self._tables[key]
 
     def _seen(self) -> _Seen:
-        wanted = tuple(self._variable(f"LoaderEntry{name}") for name in ("OneShot", "Preferred", "Default"))
-        key = (self.medium.prints["esp"], wanted)
+        values = chosen_by(self.variables().values, firmware=self.firmware)
+        key = (self.medium.prints["esp"], frozenset(values.items()))
         if key not in self._esps:
             try:
-                self._esps[key] = self._look(Esp(self.medium.reader("esp")), *wanted)
+                self._esps[key] = self._look(Esp(self.medium.reader("esp")), values)
             except Damaged as error:
                 self._esps[key] = _Seen(complaints=(f"the ESP cannot be read: {error}",))
         return self._esps[key]
 
-    def _look(self, esp: Esp, one_shot: str | None, preferred: str | None, default: str | None) -> _Seen:
+    def _look(self, esp: Esp, values: Values) -> _Seen:
         problem, remarks = self._fsck(esp.structure)
         complaints = [problem] if problem else []
         for key, digest in self._unchanging.items():
             file = esp.files.get(key)
             if file is None or self._digest(esp, file.path) != digest:
                 complaints.append(f"{key} on the ESP is not what it was")
-        listed = [entry for name in esp.names(ENTRIES) if (entry := _listed(esp, name)) is not None]
-        for path in (path for entry in listed if not entry.is_bad for path in (f"{ENTRIES}/{entry.file}", entry.path)):
-            if not esp.is_owner(esp.files[path.strip("/").lower()]):
+        menu = read_menu(esp, values, firmware=self.firmware)
+        complaints += menu.complaints
+        may_boot = _that_may_boot(menu)
+        for path in (path for entry in may_boot for path in entry.files):
+            if not esp.is_owner(esp.files[path.lower()]):
                 complaints.append(
                     f"{path} may be booted, and the next file takes its clusters: the table has them free"
                 )
-        state = LoaderState(
-            candidates=tuple(listed),
-            conf=parse_loader_conf(esp.read("loader/loader.conf")),
-            one_shot=one_shot,
-            preferred=preferred,
-            default=default,
-        )
-        digests = {entry.path: self._digest(esp, entry.path.strip("/")) for entry in listed if not entry.is_bad}
-        bodies = (body_of(_content(esp, path)) for path in _LEDGERS)
+        digests = {entry.path: self._digest(esp, entry.path) for entry in may_boot}
+        bodies = (body_of(content(esp, path)) for path in _LEDGERS)
         return _Seen(
-            in_order(state),
-            (*sorted(esp.names(ENTRIES)), *_renamed(esp)),
-            choose(state),
+            self._named(replace(menu, names=(*menu.names, *_renamed(esp))), digests),
             digests,
             tuple(body for body in bodies if body),
             tuple(complaints),
             remarks,
         )
+
+    def _named(self, menu: Menu, digests: Mapping[str, str]) -> Menu:
+        """Return a menu whose items all name a release: the published one that their UKI is, where they name none."""
+
+        def named(item: Item) -> Item:
+            digest = digests.get(item.path)
+            known = (image.version for image in self.releases.values() if image.uki_sha256 == digest)
+            return item if item.version else replace(item, version=next(known, ""))
+
+        return replace(menu, order=tuple(map(named, menu.order)), chosen=named(menu.chosen) if menu.chosen else None)
 
     def _digest(self, esp: Esp, path: str) -> str:
         """Return a file's SHA-256, computed once for each place and content."""
@@ -238,7 +242,7 @@ class Judge:
             self._digests[key] = hashlib.sha256(esp.read(path) or b"").hexdigest()
         return self._digests[key]
 
-    def _why_unfit(self, entry: Candidate, digests: Mapping[str, str], uuids: Mapping[str, UUID]) -> str | None:
+    def _why_unfit(self, entry: Item, digests: Mapping[str, str], uuids: Mapping[str, UUID]) -> str | None:
         """Return why an entry's slot is not exactly a release that was published, or None."""
         slot, image = _slot(entry.path), self.releases.get(entry.version)
         if image is None or slot is None:
@@ -271,8 +275,8 @@ class Judge:
     def _with_memory(self, found: Judged) -> Judged:
         memory = self._memories.read(self.medium.prints["state"], self.medium.path("state"))
         seen = self._seen()
-        trials = tuple(_held(entry) for entry in seen.order if entry.name.tries_left)
-        boots = _held(seen.chosen) if seen.chosen else None
+        trials = tuple(_held(entry) for entry in seen.menu.order if entry.name.tries_left)
+        boots = _held(seen.menu.chosen) if seen.menu.chosen else None
         wrong = (*memory.complaints, *untrue(boots, trials, memory, seen.ledgers))
         return Judged(
             found.order,
@@ -283,10 +287,6 @@ class Judge:
             found.remarks,
             memory.phase,
         )
-
-    def _variable(self, name: str) -> str | None:
-        value = self.variables().values.get((LOADER_GUID, name))
-        return value.decode("utf-16-le", "replace").rstrip("\0") if value else None
 
 
 def _remarks(lines: Iterable[str]) -> Iterator[str]:
@@ -302,26 +302,15 @@ def _remarks(lines: Iterable[str]) -> Iterator[str]:
             yield line.strip()
 
 
-def _listed(esp: Esp, name: str) -> Candidate | None:
-    if not is_entry_name(name):
-        return None
-    path = f"{ENTRIES}/{name}"
-    entry = candidate(name, _content(esp, path) or b"", read_only=esp.files[path.lower()].read_only)
-    return entry if entry is not None and entry.path.strip("/").lower() in esp.files else None
+def _that_may_boot(menu: Menu) -> tuple[Item, ...]:
+    return tuple(entry for entry in menu.order if not entry.is_bad or entry == menu.chosen)
 
 
 def _renamed(esp: Esp) -> list[str]:
     return [f"{RENAMES}/{name}" for name in sorted(esp.names(RENAMES)) if not name.startswith("F")]
 
 
-def _content(esp: Esp, path: str) -> bytes | None:
-    try:
-        return esp.read(path)
-    except Damaged:
-        return None
-
-
-def _held(entry: Candidate) -> tuple[str, str]:
+def _held(entry: Item) -> tuple[str, str]:
     return _slot(entry.path) or "?", entry.version
 
 

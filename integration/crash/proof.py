@@ -49,14 +49,15 @@ def boot_spread(
     machines: int,
     *,
     again: bool = False,
-    live: bool = True,
+    live: int | None = None,
     each: Callable[[], None] = lambda: None,
 ) -> None:
     """Boot a spread of the states for real, some machines at a time, those that the loader can tell apart first.
 
-    `each` is called after each story. Stories that ended well in an earlier run are taken from there. `live`: see
-    `tell`.
+    `each` is called after each story. Stories that ended well in an earlier run are taken from there. The first `live`
+    of those that are told now (None: all) take the next update themselves, see `tell`.
     """
+    most_live = count if live is None else live
     folder = proof.out / "boots"
     first, others = spread(proof.found, count)
     print(f"\n  {len(first) + len(others)} states are booted for real", flush=True)
@@ -68,7 +69,8 @@ def boot_spread(
                 left.append(point)
             else:
                 _hear(known, proof, each, "told before")
-        _boot(stock, recorded, left, folder, machines, live, lambda told: _hear(told, proof, each, "held"))
+        _boot(stock, recorded, left, folder, machines, most_live, lambda told: _hear(told, proof, each, "held"))
+        most_live = max(0, most_live - len(left))
 
 
 def _boot(
@@ -77,7 +79,7 @@ def _boot(
     points: list[Point],
     folder: Path,
     machines: int,
-    live: bool,
+    most_live: int,
     hear: Callable[[Told], None],
 ) -> None:
     if not points:
@@ -92,6 +94,7 @@ def _boot(
             start = medium.freeze(Path(scratch) / str(number), recorded.disk_bytes, recorded.store_bytes)
             place = folder / name_of(point)
             shutil.rmtree(place, ignore_errors=True)
+            live = number < most_live
             running.append(pool.submit(tell, stock, recorded.name, point, start, place, live=live))
             if len(running) > machines:
                 hear(running.pop(0).result())

@@ -13,14 +13,16 @@ from uuid import uuid4
 from integration.crash.judge import RENAMES
 from integration.lab.actions import perform
 from integration.lab.boots import Event, Observer
-from integration.lab.disk import VARIABLES, Disk, copy_disk
+from integration.lab.disk import VARIABLES, Disk, copy_disk, take_variables
 from integration.lab.emulator import Hardware, Recording
 from integration.lab.machine import Machine
 from integration.lab.run import Failed, Run
 from integration.lab.scenario import parse_scenario
 from integration.lab.server import LabServer
 from integration.lab.stock import Stock
+from updater.boot.protocol import Entry
 from updater.errors import EnvironmentFailure
+from updater.layouts import load_layout
 
 log = logging.getLogger(__name__)
 
@@ -100,40 +102,65 @@ steps:
 class Recorded:
     """What a recording left: `base` is disk and variable store before it, `log` every write since.
 
-    The first `disk_bytes` of `base` are the disk, the next `store_bytes` the variable store. No two recordings have
-    the same name.
+    The first `disk_bytes` of `base` are the disk, the next `store_bytes` the variable store; `layout` is the disk's. No
+    two recordings have the same name.
     """
 
     name: str
+    layout: str
     base: Path
     log: Path
     disk_bytes: int
     store_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class DiskBeforeStore(Disk):
+    """The disk of a machine that is recorded: the variable store lies behind it, from byte `disk_bytes` on.
+
+    `variables` is a copy of that, made anew whenever the entries are asked for.
+    """
+
+    disk_bytes: int = 0
+
+    def order(self) -> list[Entry]:
+        """Return our entries as the loader's back end reads them."""
+        if self.variables is not None:
+            with self.path.open("rb") as file:
+                file.seek(self.disk_bytes)
+                self.variables.write_bytes(file.read())
+        return Disk.order(self)
+
+
 def record(stock: Stock, folder: Path, story: Story) -> Recorded:
     """Return the recording in `folder`, made anew unless it is one of the same story and stock."""
-    about = {"format": 2, "stock": stock.disk.parent.name, "story": hashlib.sha256(repr(story).encode()).hexdigest()}
+    digest = hashlib.sha256(repr(story).encode()).hexdigest()
+    about = {"format": 3, "stock": stock.disk.parent.name, "layout": stock.layout, "story": digest}
     found = folder / _ABOUT
     base, writes = folder / _BASE, folder / _LOG
     disk_bytes, store_bytes = stock.disk.stat().st_size, stock.emulator.firmware_variables.stat().st_size
     if found.exists() and about.items() <= json.loads(found.read_text()).items():
         return recorded_in(folder)
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    disk = Disk(folder / "machine.raw")
-    copy_disk(stock.disk, disk.path)
+    for part in ("before", "during"):
+        (folder / part).mkdir(parents=True)
+    machine, layout = folder / "machine.raw", load_layout(stock.layout)
+    copy_disk(stock.disk, machine)
     with LabServer(stock.repository) as server:
+        disk = Disk(machine, layout, take_variables(stock, folder / "before"))
         _play(stock, story.before, folder / "before", disk, server, None)
         store = folder / "before" / VARIABLES
         if store.stat().st_size != store_bytes:
             raise EnvironmentFailure("the firmware changed the length of its store", mend="", reason="lab-log")
-        with disk.path.open("r+b") as file:
+        with machine.open("r+b") as file:
             file.seek(disk_bytes)
             file.write(store.read_bytes())
-        copy_disk(disk.path, base)
-        _play(stock, story.during, folder / "during", disk, server, Recording(writes, disk_bytes, store_bytes))
-    disk.path.unlink()
+        copy_disk(machine, base)
+        seen = take_variables(stock, folder / "during")
+        recording = Recording(writes, disk_bytes, store_bytes)
+        disk = DiskBeforeStore(machine, layout, seen, disk_bytes=disk_bytes)
+        _play(stock, story.during, folder / "during", disk, server, recording)
+    machine.unlink()
     name = f"{story.name}-{uuid4().hex[:12]}"
     lengths = {"disk_bytes": disk_bytes, "store_bytes": store_bytes}
     found.write_text(json.dumps({**about, **lengths, "name": name}))
@@ -144,7 +171,8 @@ def recorded_in(folder: Path) -> Recorded:
     """Return the recording in a folder; raise EnvironmentFailure when there is none."""
     try:
         known = json.loads((folder / _ABOUT).read_text())
-        return Recorded(known["name"], folder / _BASE, folder / _LOG, known["disk_bytes"], known["store_bytes"])
+        place = (folder / _BASE, folder / _LOG)
+        return Recorded(known["name"], known["layout"], *place, known["disk_bytes"], known["store_bytes"])
     except (OSError, ValueError, KeyError) as error:
         raise EnvironmentFailure(
             f"{folder} holds no recording: {error}", mend="make one: make crash", reason="lab-recording"

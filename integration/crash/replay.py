@@ -15,6 +15,7 @@ from integration.crash.recording import Recorded
 from integration.crash.writelog import Record, WriteLog
 from updater import gpt
 from updater.errors import EnvironmentFailure
+from updater.layouts import load_layout
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +148,8 @@ def walk(
     split_disk(recorded.base, folder / "medium", parts)
     found = Walk()
     with WriteLog(recorded.log) as writes, Medium(folder / "medium", parts) as medium:
-        judge = Judge(medium, releases, recorded.disk_bytes, hash_offset, folder)
+        firmware = load_layout(recorded.layout).boot.backend == "efi-bootnext"
+        judge = Judge(medium, releases, recorded.disk_bytes, hash_offset, folder, firmware)
         records = (replace(record, flushes=False) if lying else record for record in writes.records())
         epochs = list(split(records, recorded.disk_bytes))
         found.epochs = len(epochs)

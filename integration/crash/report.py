@@ -49,6 +49,7 @@ def report(found: Walk, told: Sequence[Told], *, seconds: float) -> dict[str, ob
                 "passed": one.passed,
                 "problem": one.problem,
                 "boots": one.boots,
+                "next_update_by": "the node" if one.live else "the host",
                 "seconds": round(one.seconds),
             }
             for one in told

@@ -37,7 +37,7 @@ _STORES_IN_FILLING = 3
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """How the story of one state ended."""
+    """How the story of one state ended; `live` when the guest took the next update by itself."""
 
     recording: str
     point: str
@@ -46,6 +46,7 @@ class Told:
     problem: str
     boots: list[str]
     seconds: float
+    live: bool = True
 
 
 def spread(found: Walk, count: int) -> tuple[list[Point], list[Point]]:
@@ -84,7 +85,7 @@ def tell(
         for file in start:
             file.unlink(missing_ok=True)
     boots = [f"{boot.slot}/{boot.release} {boot.outcome.value}" for boot in report.boots]
-    told = Told(recording, str(point), point.judged.loader, report.passed, report.problem, boots, report.seconds)
+    told = Told(recording, str(point), point.judged.loader, report.passed, report.problem, boots, report.seconds, live)
     (folder / _TOLD).write_text(json.dumps(asdict(told), indent=2))
     return told
 

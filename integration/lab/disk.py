@@ -124,7 +124,7 @@ class Disk:
         """Return which root hash lies in which slot, and the boot entries; also while a guest writes to the disk."""
         slots = {head: slot.value for slot in Slot if (head := self.held(slot)) is not None}
         if self.layout.boot.backend != "systemd-boot":
-            entries = {_name_of(entry): entry.generation for entry in self._order()}
+            entries = {_name_of(entry): entry.generation for entry in self.order()}
             return DiskView(slots, tuple(entries), {name.file: number for name, number in entries.items()})
         esp = self.esp()
         names = [name for name in esp.names(ENTRIES) if is_entry_name(name)]
@@ -138,14 +138,14 @@ class Disk:
     def loader_order(self) -> list[str]:
         """Return the entry files in the order in which the loader's model sorts them."""
         if self.layout.boot.backend != "systemd-boot":
-            return [_name_of(entry).file for entry in self._order()]
+            return [_name_of(entry).file for entry in self.order()]
         esp = self.esp()
         found = [candidate(name, esp.read(f"{ENTRIES}/{name}") or b"") for name in self.entry_names()]
         # The loader drops an entry whose image is missing.
         there = [one for one in found if one is not None and esp.read(one.path.strip("/"), limit_bytes=1) is not None]
         return [one.file for one in in_order(LoaderState(candidates=tuple(there)))]
 
-    def _order(self) -> list[Entry]:
+    def order(self) -> list[Entry]:
         """Return our entries as the loader's back end reads them."""
         esp = self.partition(self.layout.boot_partition.label)
         efi = FileEfiVariables(self.variables) if self.variables is not None else NoEfiVariables()

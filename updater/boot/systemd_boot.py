@@ -122,6 +122,7 @@ class SystemdBoot(KeepsArtifacts):
         armed = self._armed(view, slot, version, name)
         if armed is None:
             generation = self._next_generation(view)
+            self._remove_blank(view)
             # Whatever bears this slot's name goes first: a file of the name that a count leads to stops the counting.
             for file in view.files_of_slot(slot):
                 self._remove(file)
