@@ -144,6 +144,7 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     unchanged: list[SlotName] | None = None
     holds: dict[SlotName, Release] | None = None
     boots_at_most: Annotated[int, limited("write a number of boots, from 1 to 40", ge=1, le=40)] | None = None
+    downtime_s: Seconds | None = None
     within_s: Seconds = 420.0
 
     def expect(self, standard: Expect) -> Expect:

@@ -56,10 +56,13 @@ def add_parsers(commands: Any) -> None:
     report = commands.add_parser(
         "report",
         help="merge the reports of a folder into one",
-        description="Write report.html, report.json and junit.xml over all runs whose reports lie in FOLDER.",
+        description="Write report.html, report.json and junit.xml over all runs whose reports lie in FOLDER. With "
+        "--recovery-times write nothing, and print a table: how long it took from the failure of a release to a "
+        "healthy old one, by class of faults, over the runs that passed in all FOLDERs.",
     )
-    report.add_argument("folder", type=Path, help="the --out of `acl-lab run` or `matrix`")
-    report.add_argument("--json", action="store_true", help="print the verdicts as JSON")
+    report.add_argument("folder", nargs="+", type=Path, help="the --out of `acl-lab run` or `matrix`")
+    report.add_argument("--recovery-times", action="store_true", help="print the times from failure to health")
+    report.add_argument("--json", action="store_true", help="print the verdicts, or the times, as JSON")
     report.set_defaults(run=_report)
 
 
@@ -172,9 +175,17 @@ def _table(results: list[Judged], out: TextIO) -> None:
 
 def _report(arguments: argparse.Namespace) -> int:
     from integration.lab.merged import find_reports, problem_of, verdict_of, write_merged
+    from updater.errors import UpdaterError
 
-    documents = find_reports(arguments.folder)
-    written = write_merged(arguments.folder, documents)
+    if arguments.recovery_times:
+        return _recovery_times(arguments.folder, as_json=arguments.json)
+    if len(arguments.folder) != 1:
+        raise UpdaterError(
+            "reports of several folders are not merged", mend="give one folder, or --recovery-times", reason="no-folder"
+        )
+    (folder,) = arguments.folder
+    documents = find_reports(folder)
+    written = write_merged(folder, documents)
     verdicts = [verdict_of(one) for one in documents]
     if arguments.json:
         rows = [
@@ -187,6 +198,32 @@ def _report(arguments: argparse.Namespace) -> int:
         print(", ".join(f"{counts[word]} {word}" for word in ("pass", "fail", "error") if counts[word]))
         print("\n".join(str(path) for path in written))
     return _exit_code(verdicts)
+
+
+def _recovery_times(folders: list[Path], *, as_json: bool) -> int:
+    from integration.lab.catalogue import STAGES, fault_paths, load_fault
+    from integration.lab.merged import find_reports
+    from integration.lab.recovery_time import markdown, plain, table
+    from integration.lab.scenario import find_scenarios, load_scenario
+    from updater.errors import UpdaterError
+
+    kinds: dict[str, str] = {path.stem: load_fault(path).stage for path in fault_paths([])}
+    for path in find_scenarios():
+        stages = [tag for tag in load_scenario(path).tags if tag in STAGES]
+        kinds.setdefault(path.stem, stages[0] if stages else "other")
+    documents = [document for folder in folders for document in find_reports(folder)]
+    rows = table(documents, lambda name: kinds.get(name, "other"), STAGES)
+    if not rows:
+        raise UpdaterError(
+            "no run in these folders fell back and passed", mend="run faults that end `back`", reason="no-recovery"
+        )
+    if as_json:
+        print(json.dumps(plain(rows), indent=2))
+        return ExitCode.DONE
+    print(markdown(rows))
+    print("Seconds as least / median / most. A failure counts from its first sign on the console (a boot without one")
+    print("from its power-on), health from the moment at which the old release reached multi-user.target.")
+    return ExitCode.DONE
 
 
 def _exit_code(verdicts: list[str]) -> int:
