@@ -15,7 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from integration.lab import cli_catalogue, cli_machines
-from integration.lab.terms import DEFAULT_LAYOUT
+from integration.lab.terms import DEFAULT_LAYOUT, Misuse
 from updater.errors import ExitCode, UpdaterError
 
 if TYPE_CHECKING:
@@ -195,10 +195,10 @@ def _mkdisk(arguments: argparse.Namespace) -> int:
     from updater.layouts import load_layout
 
     if arguments.layout is None and arguments.release is None:
-        raise UpdaterError("no layout was named", mend="give --layout NAME, or --release FOLDER", reason="no-layout")
+        raise Misuse("no layout was named", mend="give --layout NAME, or --release FOLDER", reason="no-layout")
     disk: Path = arguments.out
     if disk.exists() and not arguments.force:
-        raise UpdaterError(f"{disk} is there already", mend="give --force, or another --out", reason="file-exists")
+        raise Misuse(f"{disk} is there already", mend="give --force, or another --out", reason="file-exists")
     fresh = disk.with_name(f"{disk.name}.new")
     layout = load_layout(arguments.layout) if arguments.layout else None
     try:
@@ -226,13 +226,13 @@ def _make_with_release(arguments: argparse.Namespace, disk: Path, layout: Layout
     try:
         manifest = parse_manifest(path.read_bytes(), str(path))
     except OSError as error:
-        raise UpdaterError(f"there is no release in {arguments.release}: {error}", mend="build one first") from error
+        raise Misuse(f"there is no release in {arguments.release}: {error}", mend="build one first") from error
     release = BuiltRelease(arguments.release, manifest)
     make_factory_disk(release, disk, tool_tree(), seed=arguments.seed, layout=layout, sector_bytes=arguments.sector)
 
 
 def chosen(names: Sequence[str], tags: Sequence[str], *, everything: bool) -> list[Path]:
-    """Return the scenario files that a command line names; raise UpdaterError for a name that there is not."""
+    """Return the scenario files that a command line names; raise Misuse for a name that there is not."""
     import fnmatch
 
     from integration.lab.scenario import find_scenarios, load_scenario
@@ -245,10 +245,10 @@ def chosen(names: Sequence[str], tags: Sequence[str], *, everything: bool) -> li
         if not found and Path(name).is_file():
             found = [Path(name)]
         if not found:
-            raise UpdaterError(f"there is no scenario {name!r}", mend="see `acl-lab list`", reason="no-scenario")
+            raise Misuse(f"there is no scenario {name!r}", mend="see `acl-lab list`", reason="no-scenario")
         paths += found
     if not paths:
-        raise UpdaterError("no scenario was named", mend="name one of `acl-lab list`, or give --all")
+        raise Misuse("no scenario was named", mend="name one of `acl-lab list`, or give --all")
     return list(dict.fromkeys(paths))
 
 
@@ -293,7 +293,7 @@ def _to_boot(arguments: argparse.Namespace, folder: Path) -> tuple[Emulator, Dis
 
     own: Path | None = arguments.disk
     if own is not None and not own.is_file():
-        raise UpdaterError(f"there is no disk image {own}", mend="see `acl-lab mkdisk --help`", reason="no-disk")
+        raise Misuse(f"there is no disk image {own}", mend="see `acl-lab mkdisk --help`", reason="no-disk")
     if own is not None and not arguments.fault:
         emulator, layout = find_emulator(), load_layout(arguments.layout)
         by_variables = layout.boot.backend == "efi-bootnext"

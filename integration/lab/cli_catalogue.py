@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from integration.lab.terminal import painter
+from integration.lab.terms import Misuse
 from updater.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -120,14 +121,13 @@ def _matrix(arguments: argparse.Namespace) -> int:
     from integration.lab.catalogue import chosen_faults, fault_paths
     from integration.lab.matrix import Matrix
     from integration.lab.merged import find_reports, write_merged
-    from updater.errors import UpdaterError
 
     _check_stages(arguments.stage)
     faults = chosen_faults(arguments.fault, stages=arguments.stage)
     if arguments.offline:
         faults = [fault for fault in faults if not fault.needs_boots]
     if not faults:
-        raise UpdaterError("no fault is chosen", mend="see `acl-lab faults`", reason="no-fault")
+        raise Misuse("no fault is chosen", mend="see `acl-lab faults`", reason="no-fault")
     arguments.out.mkdir(parents=True, exist_ok=True)
     screen = _Screen(sys.stderr if arguments.json else sys.stdout)
     paths = {path.stem: path for path in fault_paths(arguments.fault)}
@@ -175,12 +175,11 @@ def _table(results: list[Judged], out: TextIO) -> None:
 
 def _report(arguments: argparse.Namespace) -> int:
     from integration.lab.merged import find_reports, problem_of, verdict_of, write_merged
-    from updater.errors import UpdaterError
 
     if arguments.recovery_times:
         return _recovery_times(arguments.folder, as_json=arguments.json)
     if len(arguments.folder) != 1:
-        raise UpdaterError(
+        raise Misuse(
             "reports of several folders are not merged", mend="give one folder, or --recovery-times", reason="no-folder"
         )
     (folder,) = arguments.folder
@@ -205,7 +204,6 @@ def _recovery_times(folders: list[Path], *, as_json: bool) -> int:
     from integration.lab.merged import find_reports
     from integration.lab.recovery_time import markdown, plain, table
     from integration.lab.scenario import find_scenarios, load_scenario
-    from updater.errors import UpdaterError
 
     kinds: dict[str, str] = {path.stem: load_fault(path).stage for path in fault_paths([])}
     for path in find_scenarios():
@@ -214,7 +212,7 @@ def _recovery_times(folders: list[Path], *, as_json: bool) -> int:
     documents = [document for folder in folders for document in find_reports(folder)]
     rows = table(documents, lambda name: kinds.get(name, "other"), STAGES)
     if not rows:
-        raise UpdaterError(
+        raise Misuse(
             "no run in these folders fell back and passed", mend="run faults that end `back`", reason="no-recovery"
         )
     if as_json:
@@ -234,13 +232,10 @@ def _exit_code(verdicts: list[str]) -> int:
 
 def _check_stages(stages: list[str]) -> None:
     from integration.lab.catalogue import STAGES
-    from updater.errors import UpdaterError
 
     for stage in stages:
         if stage not in STAGES:
-            raise UpdaterError(
-                f"there is no stage {stage!r}", mend=f"use one of {', '.join(STAGES)}", reason="no-stage"
-            )
+            raise Misuse(f"there is no stage {stage!r}", mend=f"use one of {', '.join(STAGES)}", reason="no-stage")
 
 
 class _Screen:
