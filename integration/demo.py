@@ -66,7 +66,11 @@ def _show(out: Path, work: Path) -> int:
     print(f"  ({time.monotonic() - began:.0f} s)")
     scenario = load_scenario(FOLDER / "demo.yaml")
     _heading("A node on release 1, watched from outside")
-    report = execute(stock, scenario, out, tell=terminal.live())
+    live = terminal.Live()
+    try:
+        report = execute(stock, scenario, out, tell=live.tell, show=live.show)
+    finally:
+        live.close()
     terminal.summary(report)
     print(f"\n  {out / 'report.html'}\n  {out / 'report.json'}")
     return ExitCode.DONE if report.passed else ExitCode.FAILED

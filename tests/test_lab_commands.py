@@ -73,8 +73,8 @@ def test_one_fault_is_shown_with_its_scenario(capsys: pytest.CaptureFixture[str]
 
 
 def test_an_unknown_fault_and_an_unknown_stage_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["faults", "no-such"]) == ExitCode.FAILED
-    assert main(["matrix", "--stage", "moon"]) == ExitCode.FAILED
+    assert main(["faults", "no-such"]) == ExitCode.USAGE
+    assert main(["matrix", "--stage", "moon"]) == ExitCode.USAGE
     said = capsys.readouterr().err
     assert "no fault 'no-such'" in said
     assert "loader" in said
@@ -119,7 +119,7 @@ def test_an_error_is_never_a_pass(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_folder_without_reports_is_no_pass(tmp_path: Path) -> None:
-    assert main(["report", str(tmp_path)]) == ExitCode.FAILED
+    assert main(["report", str(tmp_path)]) == ExitCode.USAGE
 
 
 # -- matrix ----------------------------------------------------------------------------------------------------------

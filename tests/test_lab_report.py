@@ -107,6 +107,16 @@ def test_the_page_shows_what_a_guest_printed_as_words() -> None:
     assert "&lt;script&gt;" in html
 
 
+def test_the_page_has_each_boots_console_beside_its_phases(tmp_path: Path) -> None:
+    (tmp_path / "serial-01.log").write_bytes(b"\x1b[0mLinux version 6\r\n\r\n<b>login:\n")
+    (tmp_path / "serial-02.log").write_bytes(b"first\n" + b"x" * 99 + b"\n" * 400_000 + b"the end\n")
+    write_reports(tmp_path, REPORT)
+    html = (tmp_path / "report.html").read_text()
+    assert "console of boot 1, 2 lines</summary><pre>Linux version 6\n&lt;b&gt;login:</pre>" in html
+    assert "bytes are in the file alone\nthe end</pre>" in html
+    assert "first" not in html.partition("console of boot 2")[2].partition("</pre>")[0].replace("the first", "")
+
+
 @pytest.mark.parametrize("boots", [(), BOOTS[1:]])
 def test_a_page_can_be_made_of_a_run_that_ended_early(boots: tuple[Boot, ...]) -> None:
     assert "<main>" in render(dataclasses.replace(REPORT, boots=boots, events=(), expectations=(), error="no QEMU"))

@@ -43,6 +43,11 @@ def test_a_misspelt_key_is_named() -> None:
     assert error.mend
 
 
+def test_an_error_names_its_line_as_editors_jump_to_it() -> None:
+    error = refusal(HEAD + "- power: cut\n- expect:\n    slot: a\n    quarantined: [2]\n")
+    assert error.source == "good.yaml:7"
+
+
 def test_an_unknown_outcome_is_refused() -> None:
     assert "outcome" in refusal(HEAD + "- expect: {boots: [{outcome: exploded}]}\n").key
 

@@ -19,10 +19,20 @@ from integration.lab.scenario import (
     Step,
     Wait,
 )
-from integration.lab.terms import DEFAULT_LAYOUT, Condition, EntryPattern, Release, Seconds, SlotName, Text, Wrong
+from integration.lab.terms import (
+    DEFAULT_LAYOUT,
+    Condition,
+    EntryPattern,
+    Misuse,
+    Release,
+    Seconds,
+    SlotName,
+    Text,
+    Wrong,
+)
 from integration.lab.yaml_places import placed
 from rollback.checks import AnyCheck, HealthFile
-from updater.errors import InvalidDocument, UpdaterError
+from updater.errors import InvalidDocument
 from updater.schema import Name, decode_yaml, encode_json, limited
 
 FOLDER = Path(__file__).resolve().parent.parent / "faults"
@@ -144,6 +154,7 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     unchanged: list[SlotName] | None = None
     holds: dict[SlotName, Release] | None = None
     boots_at_most: Annotated[int, limited("write a number of boots, from 1 to 40", ge=1, le=40)] | None = None
+    downtime_s: Seconds | None = None
     within_s: Seconds = 420.0
 
     def expect(self, standard: Expect) -> Expect:
@@ -226,13 +237,11 @@ def given_to_guest(words: Iterable[str], version: Callable[[int], str]) -> Given
     for word in words:
         number, _, name = word.partition(":")
         if not number.isdigit() or not name:
-            raise UpdaterError(f"{word!r} is no fault", mend="write RELEASE:NAME, such as 1:panic", reason="no-fault")
+            raise Misuse(f"{word!r} is no fault", mend="write RELEASE:NAME, such as 1:panic", reason="no-fault")
         path = FOLDER / f"{name}.yaml"
         inject = load_fault(path).inject if path.is_file() else Inject(hook=name)
         if inject.hook is None and not inject.scripts:
-            raise UpdaterError(
-                f"{name} does not strike in a guest", mend=f"`acl-lab run --fault {name}`", reason="no-fault"
-            )
+            raise Misuse(f"{name} does not strike in a guest", mend=f"`acl-lab run --fault {name}`", reason="no-fault")
         parameters.append(f"acl.lab.fault={version(int(number))}:{inject.hook or name}")
         credentials |= Fault(release=int(number), name=name, silent=inject.silent, **inject.scripts).credentials
     return Given(tuple(parameters), credentials)
@@ -255,7 +264,7 @@ def fault_paths(names: Iterable[str], *, folder: Path = FOLDER) -> list[Path]:
         if not found and Path(name).is_file():
             found = [Path(name)]
         if not found:
-            raise UpdaterError(f"there is no fault {name!r}", mend="see `acl-lab faults`", reason="no-fault")
+            raise Misuse(f"there is no fault {name!r}", mend="see `acl-lab faults`", reason="no-fault")
         paths += found
     return list(dict.fromkeys(paths if names else shipped.values()))
 

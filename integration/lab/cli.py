@@ -8,17 +8,19 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from integration.lab import cli_catalogue, cli_machines
-from integration.lab.terms import DEFAULT_LAYOUT
+from integration.lab.terms import DEFAULT_LAYOUT, Misuse
 from updater.errors import ExitCode, UpdaterError
 
 if TYPE_CHECKING:
+    from integration.lab.disk import Disk
+    from integration.lab.emulator import Emulator, Given
     from updater.layouts import Layout
 
 _EXAMPLES = """\
@@ -160,15 +162,26 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.scenario or arguments.tag or arguments.all or not scenarios:
         paths = chosen(arguments.scenario, arguments.tag, everything=arguments.all)
         scenarios += [load_scenario(path) for path in paths]
-    tell = None if arguments.json else terminal.live()
+    live = None if arguments.json else terminal.Live()
     reports = []
     for scenario in scenarios:
-        if tell is not None:
+        if live is not None:
             print(f"\n{scenario.name}: {scenario.summary}\n", flush=True)
         stock = make_stock(scenario.layout)
-        report = execute(stock, scenario, arguments.out / scenario.name, tell=tell, keep_disk=arguments.keep_disk)
+        try:
+            report = execute(
+                stock,
+                scenario,
+                arguments.out / scenario.name,
+                tell=live.tell if live else None,
+                show=live.show if live else None,
+                keep_disk=arguments.keep_disk,
+            )
+        finally:
+            if live is not None:
+                live.close()
         reports.append(report)
-        if tell is not None:
+        if live is not None:
             terminal.summary(report)
     (arguments.out / "junit.xml").write_bytes(junit(reports))
     if arguments.json:
@@ -182,10 +195,10 @@ def _mkdisk(arguments: argparse.Namespace) -> int:
     from updater.layouts import load_layout
 
     if arguments.layout is None and arguments.release is None:
-        raise UpdaterError("no layout was named", mend="give --layout NAME, or --release FOLDER", reason="no-layout")
+        raise Misuse("no layout was named", mend="give --layout NAME, or --release FOLDER", reason="no-layout")
     disk: Path = arguments.out
     if disk.exists() and not arguments.force:
-        raise UpdaterError(f"{disk} is there already", mend="give --force, or another --out", reason="file-exists")
+        raise Misuse(f"{disk} is there already", mend="give --force, or another --out", reason="file-exists")
     fresh = disk.with_name(f"{disk.name}.new")
     layout = load_layout(arguments.layout) if arguments.layout else None
     try:
@@ -213,13 +226,13 @@ def _make_with_release(arguments: argparse.Namespace, disk: Path, layout: Layout
     try:
         manifest = parse_manifest(path.read_bytes(), str(path))
     except OSError as error:
-        raise UpdaterError(f"there is no release in {arguments.release}: {error}", mend="build one first") from error
+        raise Misuse(f"there is no release in {arguments.release}: {error}", mend="build one first") from error
     release = BuiltRelease(arguments.release, manifest)
     make_factory_disk(release, disk, tool_tree(), seed=arguments.seed, layout=layout, sector_bytes=arguments.sector)
 
 
 def chosen(names: Sequence[str], tags: Sequence[str], *, everything: bool) -> list[Path]:
-    """Return the scenario files that a command line names; raise UpdaterError for a name that there is not."""
+    """Return the scenario files that a command line names; raise Misuse for a name that there is not."""
     import fnmatch
 
     from integration.lab.scenario import find_scenarios, load_scenario
@@ -232,31 +245,23 @@ def chosen(names: Sequence[str], tags: Sequence[str], *, everything: bool) -> li
         if not found and Path(name).is_file():
             found = [Path(name)]
         if not found:
-            raise UpdaterError(f"there is no scenario {name!r}", mend="see `acl-lab list`", reason="no-scenario")
+            raise Misuse(f"there is no scenario {name!r}", mend="see `acl-lab list`", reason="no-scenario")
         paths += found
     if not paths:
-        raise UpdaterError("no scenario was named", mend="name one of `acl-lab list`, or give --all")
+        raise Misuse("no scenario was named", mend="name one of `acl-lab list`, or give --all")
     return list(dict.fromkeys(paths))
 
 
 def _boot(arguments: argparse.Namespace) -> int:
     from integration.lab.boots import Event, Observer
-    from integration.lab.catalogue import given_to_guest
-    from integration.lab.disk import Disk, copy_disk, take_variables
     from integration.lab.emulator import Hardware
-    from integration.lab.factory import make_stock
     from integration.lab.machine import Machine
     from integration.lab.serial import plain
     from integration.lab.shell import KERNEL_PARAMETERS, socket_path
-    from updater.layouts import load_layout
 
-    stock = make_stock(arguments.layout)
     folder: Path = arguments.out
     folder.mkdir(parents=True, exist_ok=True)
-    disk = Disk(arguments.disk or folder / "disk.raw", load_layout(stock.layout), take_variables(stock, folder))
-    if arguments.disk is None:
-        copy_disk(stock.disk, disk.path)
-    given = given_to_guest(arguments.fault, lambda number: stock.release(number).version)
+    emulator, disk, versions, given = _to_boot(arguments, folder)
 
     def tell(event: Event) -> None:
         print(f"\x1b[36m── {event.text}\x1b[0m", flush=True)
@@ -266,9 +271,9 @@ def _boot(arguments: argparse.Namespace) -> int:
             if shown := plain(line):
                 print(shown, flush=True)
 
-    observer = Observer(folder, releases=stock.versions, look=disk.look, tell=tell, show=show)
+    observer = Observer(folder, releases=versions, look=disk.look, tell=tell, show=show)
     hardware = Hardware(memory_mib=arguments.memory, uefi=disk.layout.is_uefi, shell=socket_path(folder))
-    with Machine(stock.emulator, disk=disk.path, folder=folder, observer=observer, hardware=hardware) as machine:
+    with Machine(emulator, disk=disk.path, folder=folder, observer=observer, hardware=hardware) as machine:
         machine.given = replace(given, kernel_parameters=(*KERNEL_PARAMETERS, *given.kernel_parameters))
         print(f"acl-lab: `acl-lab shell {folder}` opens a root shell in it", file=sys.stderr)
         machine.power_on()
@@ -276,3 +281,27 @@ def _boot(arguments: argparse.Namespace) -> int:
             while machine.is_on:
                 machine.pause(1.0)
     return ExitCode.DONE
+
+
+def _to_boot(arguments: argparse.Namespace, folder: Path) -> tuple[Emulator, Disk, Mapping[str, str], Given]:
+    """Return what `boot` needs: a copy of the factory disk, or the user's own, for which no image has to be built."""
+    from integration.lab.catalogue import given_to_guest
+    from integration.lab.disk import Disk, copy_disk, take_store, take_variables
+    from integration.lab.emulator import Given, find_emulator
+    from integration.lab.factory import make_stock
+    from updater.layouts import load_layout
+
+    own: Path | None = arguments.disk
+    if own is not None and not own.is_file():
+        raise Misuse(f"there is no disk image {own}", mend="see `acl-lab mkdisk --help`", reason="no-disk")
+    if own is not None and not arguments.fault:
+        emulator, layout = find_emulator(), load_layout(arguments.layout)
+        by_variables = layout.boot.backend == "efi-bootnext"
+        store = take_store(emulator.firmware_variables, folder) if by_variables else None
+        return emulator, Disk(own, layout, store), {}, Given()
+    stock = make_stock(arguments.layout)
+    disk = Disk(own or folder / "disk.raw", load_layout(stock.layout), take_variables(stock, folder))
+    if own is None:
+        copy_disk(stock.disk, disk.path)
+    given = given_to_guest(arguments.fault, lambda number: stock.release(number).version)
+    return stock.emulator, disk, stock.versions, given

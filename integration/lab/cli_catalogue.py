@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from integration.lab.terminal import painter
+from integration.lab.terms import Misuse
 from updater.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -56,10 +57,13 @@ def add_parsers(commands: Any) -> None:
     report = commands.add_parser(
         "report",
         help="merge the reports of a folder into one",
-        description="Write report.html, report.json and junit.xml over all runs whose reports lie in FOLDER.",
+        description="Write report.html, report.json and junit.xml over all runs whose reports lie in FOLDER. With "
+        "--recovery-times write nothing, and print a table: how long it took from the failure of a release to a "
+        "healthy old one, by class of faults, over the runs that passed in all FOLDERs.",
     )
-    report.add_argument("folder", type=Path, help="the --out of `acl-lab run` or `matrix`")
-    report.add_argument("--json", action="store_true", help="print the verdicts as JSON")
+    report.add_argument("folder", nargs="+", type=Path, help="the --out of `acl-lab run` or `matrix`")
+    report.add_argument("--recovery-times", action="store_true", help="print the times from failure to health")
+    report.add_argument("--json", action="store_true", help="print the verdicts, or the times, as JSON")
     report.set_defaults(run=_report)
 
 
@@ -117,14 +121,13 @@ def _matrix(arguments: argparse.Namespace) -> int:
     from integration.lab.catalogue import chosen_faults, fault_paths
     from integration.lab.matrix import Matrix
     from integration.lab.merged import find_reports, write_merged
-    from updater.errors import UpdaterError
 
     _check_stages(arguments.stage)
     faults = chosen_faults(arguments.fault, stages=arguments.stage)
     if arguments.offline:
         faults = [fault for fault in faults if not fault.needs_boots]
     if not faults:
-        raise UpdaterError("no fault is chosen", mend="see `acl-lab faults`", reason="no-fault")
+        raise Misuse("no fault is chosen", mend="see `acl-lab faults`", reason="no-fault")
     arguments.out.mkdir(parents=True, exist_ok=True)
     screen = _Screen(sys.stderr if arguments.json else sys.stdout)
     paths = {path.stem: path for path in fault_paths(arguments.fault)}
@@ -173,8 +176,15 @@ def _table(results: list[Judged], out: TextIO) -> None:
 def _report(arguments: argparse.Namespace) -> int:
     from integration.lab.merged import find_reports, problem_of, verdict_of, write_merged
 
-    documents = find_reports(arguments.folder)
-    written = write_merged(arguments.folder, documents)
+    if arguments.recovery_times:
+        return _recovery_times(arguments.folder, as_json=arguments.json)
+    if len(arguments.folder) != 1:
+        raise Misuse(
+            "reports of several folders are not merged", mend="give one folder, or --recovery-times", reason="no-folder"
+        )
+    (folder,) = arguments.folder
+    documents = find_reports(folder)
+    written = write_merged(folder, documents)
     verdicts = [verdict_of(one) for one in documents]
     if arguments.json:
         rows = [
@@ -189,6 +199,31 @@ def _report(arguments: argparse.Namespace) -> int:
     return _exit_code(verdicts)
 
 
+def _recovery_times(folders: list[Path], *, as_json: bool) -> int:
+    from integration.lab.catalogue import STAGES, fault_paths, load_fault
+    from integration.lab.merged import find_reports
+    from integration.lab.recovery_time import markdown, plain, table
+    from integration.lab.scenario import find_scenarios, load_scenario
+
+    kinds: dict[str, str] = {path.stem: load_fault(path).stage for path in fault_paths([])}
+    for path in find_scenarios():
+        stages = [tag for tag in load_scenario(path).tags if tag in STAGES]
+        kinds.setdefault(path.stem, stages[0] if stages else "other")
+    documents = [document for folder in folders for document in find_reports(folder)]
+    rows = table(documents, lambda name: kinds.get(name, "other"), STAGES)
+    if not rows:
+        raise Misuse(
+            "no run in these folders fell back and passed", mend="run faults that end `back`", reason="no-recovery"
+        )
+    if as_json:
+        print(json.dumps(plain(rows), indent=2))
+        return ExitCode.DONE
+    print(markdown(rows))
+    print("Seconds as least / median / most. A failure counts from its first sign on the console (a boot without one")
+    print("from its power-on), health from the moment at which the old release reached multi-user.target.")
+    return ExitCode.DONE
+
+
 def _exit_code(verdicts: list[str]) -> int:
     if "error" in verdicts:
         return ExitCode.ENVIRONMENT
@@ -197,13 +232,10 @@ def _exit_code(verdicts: list[str]) -> int:
 
 def _check_stages(stages: list[str]) -> None:
     from integration.lab.catalogue import STAGES
-    from updater.errors import UpdaterError
 
     for stage in stages:
         if stage not in STAGES:
-            raise UpdaterError(
-                f"there is no stage {stage!r}", mend=f"use one of {', '.join(STAGES)}", reason="no-stage"
-            )
+            raise Misuse(f"there is no stage {stage!r}", mend=f"use one of {', '.join(STAGES)}", reason="no-stage")
 
 
 class _Screen:

@@ -9,7 +9,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from updater.errors import ExitCode, UpdaterError
+from integration.lab.terms import Misuse
+from updater.errors import ExitCode
 
 
 def add_parsers(commands: Any) -> None:
@@ -68,12 +69,12 @@ def _inject(arguments: argparse.Namespace) -> int:
     if arguments.fault is None:
         now = staging.armed(root)
         if now is None:
-            raise UpdaterError("no fault was named", mend="name one of `acl-lab faults`", reason="no-fault")
+            raise Misuse("no fault was named", mend="name one of `acl-lab faults`", reason="no-fault")
         print(json.dumps({"armed": now}) if arguments.json else f"armed: {now}")
         return ExitCode.DONE
     faults = chosen_faults([arguments.fault])
     if len(faults) != 1:
-        raise UpdaterError(f"{arguments.fault!r} names {len(faults)} faults", mend="name one", reason="no-fault")
+        raise Misuse(f"{arguments.fault!r} names {len(faults)} faults", mend="name one", reason="no-fault")
     staging.permitted(root, faults[0].name)
     injection = staging.plan(faults[0], root, "next-boot" if arguments.next_boot else "trial")
     if not arguments.dry_run:

@@ -59,11 +59,14 @@ def written_pieces(descriptor: int, offset: int, length: int) -> Iterator[tuple[
 
 def take_variables(stock: Stock, folder: Path) -> Path | None:
     """Return the variable store of a machine in `folder`, the factory's at first, where its loader lives by one."""
-    if stock.variables is None:
-        return None
+    return take_store(stock.variables, folder) if stock.variables is not None else None
+
+
+def take_store(fresh: Path, folder: Path) -> Path:
+    """Return the variable store of a machine in `folder`, a copy of `fresh` at first."""
     store = folder / VARIABLES
     if not store.exists():
-        shutil.copyfile(stock.variables, store)
+        shutil.copyfile(fresh, store)
     return store
 
 

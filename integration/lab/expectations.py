@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from integration.lab import node
 from integration.lab.patience import Patience
+from integration.lab.recovery_time import downtime_s
 from integration.lab.run import Run
 from integration.lab.scenario import Expect, SeenBoot
 from integration.lab.timeline import Boot
@@ -47,6 +48,8 @@ def _expect_from_outside(wanted: Expect, run: Run) -> None:
         )
     if wanted.boots_at_most is not None:
         run.check("boots at most", wanted.boots_at_most, len(boots), len(boots) <= wanted.boots_at_most)
+    if wanted.downtime_s is not None:
+        _expect_downtime(wanted.downtime_s, run)
     last = boots[-1] if boots else None
     if wanted.slot is not None:
         slot = last.slot if last else None
@@ -64,6 +67,13 @@ def _expect_from_outside(wanted: Expect, run: Run) -> None:
     for slot in wanted.unchanged or []:
         before, after = run.digests[slot], run.disk.slot_digest(slot)
         run.check(f"slot {slot} unchanged", before[:16], after[:16], before == after)
+
+
+def _expect_downtime(most_s: float, run: Run) -> None:
+    down_s, limit_s = downtime_s(run.machine.boots), most_s * run.slowest()
+    found = "not up" if down_s is None else f"{down_s:.0f} s"
+    words = f"{limit_s:.0f} s ({most_s:g} of a quiet machine)"
+    run.check("downtime at most", words, found, down_s is not None and down_s <= limit_s)
 
 
 def _expect_status(wanted: Expect, run: Run) -> None:

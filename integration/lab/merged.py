@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 from integration.lab.report import printable
 from integration.lab.report_html import STYLE, clock
+from integration.lab.terms import Misuse
 from updater.errors import UpdaterError
 from updater.files import MountedDirectory
 from updater.schema import encode_json
@@ -30,7 +31,7 @@ def find_reports(folder: Path) -> list[Document]:
             ) from error
         found.append({**document, "folder": path.parent.name})
     if not found:
-        raise UpdaterError(
+        raise Misuse(
             f"{folder} holds no reports", mend="give the --out of `acl-lab run` or `matrix`", reason="no-reports"
         )
     return found

@@ -13,6 +13,8 @@ from integration.lab.timeline import Boot
 from updater.files import MountedDirectory
 from updater.schema import encode_json
 
+_SHOWN_LOG_BYTES = 256 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Held:
@@ -131,8 +133,24 @@ def write_reports(folder: Path, report: Report) -> None:
 
     files = MountedDirectory(folder)
     files.replace("report.json", encode_json(report_document(report)))
-    files.replace("report.html", render(report).encode())
+    files.replace("report.html", render(report, serial_texts(folder, report.boots)).encode())
     files.replace("junit.xml", junit([report]))
+
+
+def serial_texts(folder: Path, boots: Iterable[Boot]) -> dict[str, str]:
+    """Return the serial logs of boots by file name, as words: the end of one that is very long."""
+    from integration.lab.serial import plain
+
+    texts: dict[str, str] = {}
+    for boot in boots:
+        try:
+            raw = (folder / boot.serial_log).read_bytes()
+        except OSError:
+            continue
+        lines = raw[-_SHOWN_LOG_BYTES:].decode("utf-8", "replace").split("\n")
+        cut = [f"… the first {len(raw) - _SHOWN_LOG_BYTES} bytes are in the file alone"] * (len(raw) > _SHOWN_LOG_BYTES)
+        texts[boot.serial_log] = "\n".join([*cut, *(shown for line in lines if (shown := printable(plain(line))))])
+    return texts
 
 
 def printable(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 
 from integration.lab.boots import Event
@@ -52,6 +53,8 @@ section { background:var(--card); border:1px solid var(--line); border-radius:12
 .bar i { display:block; height:100%; font-style:normal; font-size:11px; line-height:26px; text-align:center;
   overflow:hidden; color:#fff; min-width:2px; text-shadow:0 1px 1px #0006 }
 .detail { grid-column:3/5; font-size:13px; color:var(--soft) }
+.log { grid-column:2/5; min-width:0 } .log pre { max-height:480px; overflow:auto; margin:8px 0 0; padding:10px;
+  border-radius:8px; background:var(--bg); font:12px/1.45 ui-monospace,SFMono-Regular,Menlo,monospace }
 .ends { text-align:right } .ends a { font-size:13px } a { color:var(--a) }
 .legend { display:flex; flex-wrap:wrap; gap:6px 16px; font-size:13px; color:var(--soft); margin-bottom:10px }
 .legend i { display:inline-block; width:12px; height:12px; border-radius:3px; margin-right:6px; vertical-align:-1px }
@@ -61,14 +64,14 @@ td.at { text-align:right; color:var(--soft); white-space:nowrap; font-variant-nu
 tr.quiet td { color:var(--soft) } .wrap { overflow-wrap:anywhere } details summary { cursor:pointer; color:var(--soft) }
 footer { color:var(--soft); font-size:13px }
 @media (max-width:760px) { .boot { grid-template-columns:28px 1fr }
-  .bar,.detail,.ends { grid-column:2; text-align:left }
+  .bar,.detail,.ends,.log { grid-column:2; text-align:left }
   header { flex-direction:column } }
 @media print { body { background:#fff } section { break-inside:avoid } }
 """
 
 
-def render(report: Report) -> str:
-    """Return the page; it needs nothing beside itself, and links to the serial logs in its folder."""
+def render(report: Report, logs: Mapping[str, str] | None = None) -> str:
+    """Return the page, which needs nothing beside itself; `logs` are the consoles by the names of their files."""
     verdict = "pass" if report.passed else ("error" if report.error else "fail")
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
@@ -76,7 +79,7 @@ def render(report: Report) -> str:
         f"<title>{escape(report.name)}: {verdict}</title><style>{STYLE}</style><main>",
         _header(report, verdict),
         _life(report.boots),
-        _boots(report.boots),
+        _boots(report.boots, logs or {}),
         _expectations(report.expectations, report.error),
         _events(report.events),
         "<footer>Boots, slots and outcomes are as seen from outside the guest: the serial console, the loader's "
@@ -129,19 +132,19 @@ def _life(boots: tuple[Boot, ...]) -> str:
     )
 
 
-def _boots(boots: tuple[Boot, ...]) -> str:
+def _boots(boots: tuple[Boot, ...], logs: Mapping[str, str]) -> str:
     if not boots:
         return ""
     longest = max(1.0, max(boot.seconds for boot in boots))
     legend = "".join(f'<span><i style="background:var(--{p.value})"></i>{p.value}</span>' for p in Phase)
     return (
         f"<section><h2>Boots</h2><div class=legend>{legend}</div>"
-        + "".join(_boot(boot, longest) for boot in boots)
+        + "".join(_boot(boot, longest, logs.get(boot.serial_log, "")) for boot in boots)
         + "</section>"
     )
 
 
-def _boot(boot: Boot, longest: float) -> str:
+def _boot(boot: Boot, longest: float, log: str) -> str:
     spans = []
     for span in boot.spans:
         length = max(0.0, span.to_s - span.from_s)
@@ -158,8 +161,15 @@ def _boot(boot: Boot, longest: float) -> str:
         f"<div class=bar>{''.join(spans)}</div>"
         f'<div class=ends><span class="chip {_tone(boot.outcome)}">{escape(boot.outcome.value)}</span></div>'
         f'<div class=detail style="grid-column:2/5">{boot.seconds:.0f} s · {" · ".join([*words, ""])}'
-        f'<a href="{escape(boot.serial_log)}">{escape(boot.serial_log)}</a></div></div>'
+        f'<a href="{escape(boot.serial_log)}">{escape(boot.serial_log)}</a></div>{_log(boot, log)}</div>'
     )
+
+
+def _log(boot: Boot, text: str) -> str:
+    if not text:
+        return ""
+    head = f"<summary>console of boot {boot.n}, {text.count(chr(10)) + 1} lines</summary>"
+    return f"<details class=log>{head}<pre>{escape(text)}</pre></details>"
 
 
 def _expectations(held: tuple[Held, ...], error: str | None) -> str:

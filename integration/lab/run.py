@@ -60,6 +60,7 @@ class Run:
     server_broken: bool = False
     disk_broken: bool = False
     digests: dict[str, str] = field(default_factory=dict)
+    pace: float = 1.0
 
     def check(self, what: str, expected: object, found: object, ok: bool) -> None:
         """Record an expectation's result; raise Failed when it did not hold."""
@@ -74,6 +75,11 @@ class Run:
         """Return the version of a release by its number."""
         return self.stock.release(number).version
 
+    def slowest(self) -> float:
+        """Return how many times slower than a quiet machine this one was when the run looked, now included."""
+        self.pace = max(self.pace, slowness())
+        return self.pace
+
     @property
     def last_boot(self) -> Boot | None:
         """Return the running or latest boot."""
@@ -82,6 +88,7 @@ class Run:
     def give(self) -> None:
         """Hand the next boots their faults, parameters, drop-ins and configuration, from outside."""
         faults = tuple(f"acl.lab.fault={self.version(f.release)}:{f.name}" for f in self.faults)
+        self.slowest()
         pace = min(_MOST_PACE, slowness())
         drop_ins = {f"systemd.unit-dropin.{unit}": paced(text, pace) for unit, text in self.scenario.units.items()}
         config = self.node_config(network_address())

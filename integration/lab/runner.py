@@ -30,19 +30,21 @@ def execute(
     folder: Path,
     *,
     tell: Callable[[Event], None] | None = None,
+    show: Callable[[bytes], None] | None = None,
     keep_disk: bool = False,
     start: tuple[Path, Path] | None = None,
 ) -> Report:
     """Run a scenario in a folder, which is emptied first; leave serial logs and reports there, and return the report.
 
-    `start` is a disk and a variable store to begin with, in place of the factory's.
+    `tell` is told each event, `show` the console's bytes. `start` is a disk and a variable store to begin with, in
+    place of the factory's.
     Never raises for what the scenario or the machine did: a run that cannot be judged has an error.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     started, began = datetime.now(UTC), time.monotonic()
     disk = Disk(folder / "disk.raw", load_layout(stock.layout), take_variables(stock, folder))
-    observer = Observer(folder, releases=stock.versions, look=disk.look, tell=tell)
+    observer = Observer(folder, releases=stock.versions, look=disk.look, tell=tell, show=show)
     held: list[Held] = []
     error: str | None = None
     try:

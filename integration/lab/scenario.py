@@ -29,6 +29,7 @@ from integration.lab.terms import (
     exactly_one,
 )
 from integration.lab.timeline import Outcome
+from integration.lab.yaml_places import placed
 from updater.errors import InvalidDocument
 from updater.schema import Name, decode_yaml, limited
 
@@ -112,11 +113,13 @@ class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     and table entry as at the scenario's start. `situation`, `phase`, `says`, `quarantine`, `put_off` (tries that ended
     without evidence), `reason` (of the quarantine: stage/cause: sentence), `history` and `explain` are asked of the
     updater, in the guest when it is on, else on its disk; `evidence` is a pattern in what the running guest keeps.
-    `boots_at_most` bounds the boots since the scenario's start.
+    `boots_at_most` bounds the boots since the scenario's start, `downtime_s` the seconds (of a quiet machine) from the
+    power-on of the first of them that did not end well to the moment at which the last one was up.
     """
 
     boots: list[SeenBoot] | None = None
     boots_at_most: Annotated[int, limited("write a number of boots, from 1 to 40", ge=1, le=40)] | None = None
+    downtime_s: Seconds | None = None
     slot: SlotName | None = None
     release: Release | None = None
     loader: list[EntryPattern] | None = None
@@ -221,17 +224,22 @@ _RELEASE_KEYS = {"committed", "settled", "running", "release", "promote", "withd
 
 
 def parse_scenario(raw: bytes, source: str) -> Scenario:
-    """Parse a scenario's YAML; raise InvalidDocument naming file, key, reason and mend."""
-    return decode_yaml(raw, Scenario, source)
+    """Parse a scenario's YAML; raise InvalidDocument naming file and line, key, reason and mend."""
+    try:
+        return decode_yaml(raw, Scenario, source)
+    except InvalidDocument as error:
+        raise placed(error, raw, source) from error
 
 
 def load_scenario(path: Path) -> Scenario:
     """Read a scenario file, whose name must be the scenario's; raise InvalidDocument."""
-    scenario = parse_scenario(path.read_bytes(), str(path))
+    raw = path.read_bytes()
+    scenario = parse_scenario(raw, str(path))
     if scenario.name != path.stem:
-        raise InvalidDocument(
+        wrong = InvalidDocument(
             str(path), "name", f"{scenario.name!r} is not the file's name", f"write `name: {path.stem}`"
         )
+        raise placed(wrong, raw, str(path))
     return scenario
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from updater.errors import InvalidDocument
+from updater.errors import ExitCode, InvalidDocument, UpdaterError
 from updater.schema import limited
 
 DEFAULT_LAYOUT = "dps-root"
@@ -21,6 +21,12 @@ EntryPattern = Annotated[
     str,
     limited("name an entry file such as a.conf or b+0-*.conf", pattern=r"^[a-z0-9*?+.-]{1,64}$(?!\n)"),
 ]
+
+
+class Misuse(UpdaterError):
+    """The command line names what there is not: exit code 2, so that nobody takes it for a scenario that failed."""
+
+    exit_code = ExitCode.USAGE
 
 
 class Wrong(InvalidDocument, ValueError):
