@@ -10,6 +10,7 @@ from rollback.pstore import Dump
 from updater.health_plugin import Cause, Evidence, Stage
 
 _PANIC = re.compile(r"Kernel panic - not syncing: (.+)")
+_STAND_IN_WATCHDOG = "Software Watchdog Timer expired"
 _VERITY = re.compile(r"device-mapper: verity: (.*corrupt.*)|dm-verity device corrupted")
 _INITRD_SAID = re.compile(r"acl-updater: initrd: (.+)")
 _IN_INITRD = re.compile(r"systemd\[1\]: .*\binitrd|dracut|sysroot\.mount|Run /init as init process")
@@ -81,6 +82,8 @@ def _told_by_dump(dump: Dump, *, reached_userspace: bool) -> Evidence | None:
         units = f"; failed or still running: {', '.join(blocked[:5])}" if blocked else ""
         cause = Cause.DEADLINE if "deadline" in said[-1] else Cause.EMERGENCY
         return Evidence(Stage.INITRD, cause, f"the initrd gave up: {said[-1][:_REASON_CHARS]}{units}")
+    if panic.startswith(_STAND_IN_WATCHDOG):
+        return Evidence(stage, Cause.WATCHDOG, f"the system hung and the kernel's own watchdog ended it: {panic}")
     return Evidence(stage, Cause.PANIC, f"the kernel panicked: {panic or 'its log does not say why'}")
 
 

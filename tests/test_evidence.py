@@ -214,6 +214,18 @@ def test_a_panic_after_the_switch_to_the_root_is_placed_there_even_without_a_jou
     assert node.collect().stage is Stage.USERSPACE
 
 
+def test_the_kernels_stand_in_for_a_watchdog_is_named_as_one(node: Node) -> None:
+    node.dump(
+        "dmesg-efi_pstore-179515342101001",
+        "Panic#1 Part1\n<2>[83.2] softdog: Initiating panic\n"
+        "<0>[83.2] Kernel panic - not syncing: Software Watchdog Timer expired\n",
+    )
+    evidence = node.collect()
+    assert evidence.cause is Cause.WATCHDOG
+    assert evidence.points_at_release
+    assert "the system hung" in evidence.sentence
+
+
 def test_a_dump_without_its_panic_line_gives_way_to_one_that_has_it(node: Node) -> None:
     node.dump("dmesg-efi_pstore-179515342101001", "Panic#1 Part1\nKernel panic - not syncing: first\n")
     node.dump("dmesg-efi_pstore-179515352104001", "Panic#1 Part4\nhardware\n")

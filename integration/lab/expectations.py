@@ -79,6 +79,7 @@ def _expect_downtime(most_s: float, run: Run) -> None:
 def _expect_status(wanted: Expect, run: Run) -> None:
     done = _ask(run, "status")
     status = node.Status(done.document)
+    run.observer.note("status", "; ".join([status.situation or "none", *status.told]))
     words = (("situation", wanted.situation, status.situation), ("phase", wanted.phase, status.phase))
     for what, text, said in words:
         if text is not None:

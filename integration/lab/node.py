@@ -77,6 +77,16 @@ class Status:
         return list(self.document.get("quarantine") or [])
 
     @property
+    def told(self) -> list[str]:
+        """Return what the node tells beside its situation: its quarantine, obstacles and notes."""
+        quarantine = [
+            f"release {item['version']} {'put off' if item.get('until') else 'quarantined'}: {reason}"
+            for item, reason in zip(self._quarantine(), self.reasons, strict=True)
+        ]
+        obstacles = (self.document.get("boot") or {}).get("obstacles") or []
+        return [*quarantine, *map(str, obstacles), *map(str, self.document.get("notes") or [])]
+
+    @property
     def reasons(self) -> list[str]:
         """Return why each release of the quarantine is there: `stage/cause: sentence (checks)`."""
         return [
