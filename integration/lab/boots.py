@@ -164,6 +164,11 @@ class Observer:
         return self._now is not None and not self._now.text
 
     @property
+    def running(self) -> tuple[int, str | None]:
+        """Return the number of the running boot and its release; 0 and None between two boots."""
+        return (self._now.n, self._now.release) if self._now is not None else (0, None)
+
+    @property
     def saw_watchdog(self) -> bool:
         """Tell whether the running boot's watchdog fired."""
         return self._now is not None and self._now.watchdog
