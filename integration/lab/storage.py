@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_TRANSFERS = ("read", "write", "write-zeroes", "discard")
+
 
 @dataclass(frozen=True, slots=True)
 class SectorError:
@@ -29,11 +31,14 @@ def below_disk(*, slow: int | None, bad_sectors: tuple[SectorError, ...]) -> str
 
 
 def dead_node(length_bytes: int) -> list[dict[str, Any]]:
-    """Return what `blockdev-add` needs for the node `dead`, which fails every request."""
-    rule = {"event": "none", "errno": errno.EIO}
+    """Return what `blockdev-add` needs for the node `dead`, which fails every request but a flush.
+
+    QEMU flushes a node that it takes something away from, and would not let go of this one.
+    """
+    rules = [{"event": "none", "errno": errno.EIO, "iotype": access} for access in _TRANSFERS]
     return [
-        {"driver": "null-co", "node-name": "nothing", "size": length_bytes, "read-zeroes": True},
-        {"driver": "blkdebug", "node-name": "dead", "image": "nothing", "inject-error": [rule]},
+        {"driver": "null-co", "node-name": "nothing", "size": length_bytes},
+        {"driver": "blkdebug", "node-name": "dead", "image": "nothing", "inject-error": rules},
     ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from integration.lab.storage import dead_node, disk_on
 from integration.lab.strikes import Boots, Moment, Power
@@ -14,7 +13,7 @@ from updater.errors import EnvironmentFailure
 class Unplug:
     """Takes the disk away once a boot; a reset finds it plugged in again, on the node `below`.
 
-    Every request fails from then on, as those to a device without a cable do. It is proven by a request that failed.
+    Whatever is read or written fails from then on, as without a cable. It is proven by a request that failed.
     """
 
     moment: Moment
@@ -26,7 +25,8 @@ class Unplug:
     _boot: int = 0
     _errors: int = 0
     _is_proven: bool = False
-    _asked: list[int] = field(default_factory=list)
+    _taken: list[int] = field(default_factory=list)
+    _put_back: list[int] = field(default_factory=list)
     _is_out: bool = False
 
     @property
@@ -36,19 +36,17 @@ class Unplug:
 
     def look(self, boots: Boots, power: Power) -> None:
         """Take the disk away if the moment has come; look whether a request has met that."""
+        _require(self._put_back, power)
         number = boots.running[0] if self.moment.has_come(boots) else 0
         if number != self._boot:
             self._boot, self._is_out, self._is_proven = number, False, False
             if number:
                 self._errors = boots.disk_errors
-                self._asked = [*(power.ask("blockdev-add", **node) for node in dead_node(self.length_bytes))]
-                self._asked.append(power.ask("blockdev-reopen", options=[disk_on("dead")]))
-        if self._asked and all(asked in power.monitor.answers for asked in self._asked):
-            for asked in self._asked:
-                _refuse(power.monitor.answers[asked])
-            self._asked = []
+                self._taken = [power.ask("blockdev-add", **node) for node in dead_node(self.length_bytes)]
+                self._taken.append(power.ask("blockdev-reopen", options=[disk_on("dead")]))
+        if self._taken and _require(self._taken, power):
             self._is_out = True
-            boots.note("fault", "the disk is unplugged: every request fails")
+            boots.note("fault", "the disk is unplugged: whatever is read or written fails")
         if self._is_out and not self._is_proven and boots.disk_errors > self._errors:
             self._is_proven = True
             self.proven += 1
@@ -56,14 +54,21 @@ class Unplug:
     def boot_ended(self, power: Power) -> None:
         """Plug the disk in again, on the paused machine."""
         if self._boot:
-            power.ask("blockdev-reopen", options=[disk_on(self.below)])
+            self._put_back = [power.ask("blockdev-reopen", options=[disk_on(self.below)])]
             for node in reversed(dead_node(self.length_bytes)):
-                power.ask("blockdev-del", **{"node-name": node["node-name"]})
+                self._put_back.append(power.ask("blockdev-del", **{"node-name": node["node-name"]}))
             self._boot = 0
 
 
-def _refuse(answer: dict[str, Any]) -> None:
-    if "error" in answer:
-        raise EnvironmentFailure(
-            f"QEMU does not take the disk away: {answer['error'].get('desc')}", mend="report this", reason="lab-qmp"
-        )
+def _require(asked: list[int], power: Power) -> bool:
+    """Tell whether QEMU did all that was asked, and forget it then; raise EnvironmentFailure for what it refused."""
+    if not all(number in power.monitor.answers for number in asked):
+        return False
+    for number in asked:
+        answer = power.monitor.answers.pop(number)
+        if "error" in answer:
+            raise EnvironmentFailure(
+                f"QEMU does not move the disk: {answer['error'].get('desc')}", mend="report this", reason="lab-qmp"
+            )
+    asked.clear()
+    return True
