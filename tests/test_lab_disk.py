@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from integration.images.new_disk import make_empty_disk
 from integration.lab.disk import Disk, written_pieces
 from integration.lab.fat import FatReader, Torn
+from integration.lab.lying_disk import begin_to_lie
 from updater.errors import EnvironmentFailure
 from updater.fatimage import FatImage
 from updater.layouts import load_layout
@@ -157,3 +158,30 @@ def test_a_block_of_the_data_and_one_of_the_tree_are_told_apart(disk: Disk) -> N
         with disk.path.open("rb") as file:
             file.seek(disk.partition(label).offset_bytes + 3 * 4096)
             assert any(file.read(4096)) is changed
+
+
+@needs_tools
+def test_a_disk_that_lies_about_its_esp_loses_that_alone(disk: Disk, tmp_path: Path) -> None:
+    lying = begin_to_lie(disk, ["esp"], tmp_path / "kept")
+    disk.remove_file("loader/entries/b+3-0.conf")
+    disk.flip_block("b", 0)
+    state = disk.slot_digest("b")
+    assert lying.lose() > 0
+    assert disk.esp().names("loader/entries") == ["b+3-0.conf"]
+    # The slot's UKI lies on the ESP, and was not touched; its block stays as it was written.
+    assert disk.slot_digest("b") == state
+
+
+def head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4 << 20)
+
+
+@needs_tools
+def test_a_disk_that_lies_about_everything_is_as_it_was(disk: Disk, tmp_path: Path) -> None:
+    before = head(disk.path), disk.slot_digest("b")
+    lying = begin_to_lie(disk, [], tmp_path / "kept")
+    disk.rewrite_file("EFI/acl/b.efi", lambda content: content + b"more")
+    disk.flip_block("b", 0)
+    assert lying.lose() > 0
+    assert (head(disk.path), disk.slot_digest("b")) == before

@@ -73,6 +73,7 @@ def _(action: Offline, run: Run) -> None:
                 mend="choose an earlier moment",
                 reason="fault-not-injected",
             )
+        run.power_went()
         return
     judge_call(run, done, action.exit, action.reason, action.output)
 
@@ -116,6 +117,7 @@ def _(action: str, run: Run) -> None:
         run.faults.clear()
     elif action == "cut":
         run.machine.power_cut()
+        run.power_went()
     elif action == "down":
         run.machine.power_off()
     elif action == "reboot":
@@ -207,6 +209,9 @@ def trigger_of(run: Run, condition: Condition) -> Callable[[], str | None]:
     if condition.served_bytes is not None:
         wanted = condition.served_bytes
         return lambda: f"{run.server.bytes_since_mark} bytes served" if run.server.bytes_since_mark >= wanted else None
+    if condition.stands is not None:
+        enough = condition.stands
+        return lambda: f"the processor has spun for {enough:g} s" if run.machine.strikes.stands_s >= enough else None
     if condition.entry is not None:
         # Looked at every few milliseconds: the partition table is read once.
         esp, pattern_of_name = run.disk.esp(), condition.entry

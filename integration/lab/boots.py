@@ -171,6 +171,11 @@ class Observer:
         return now is not None and not now.text
 
     @property
+    def running(self) -> tuple[int, str | None]:
+        """Return the number of the running boot and its release; 0 and None between two boots."""
+        return (self._now.n, self._now.release) if self._now is not None else (0, None)
+
+    @property
     def saw_watchdog(self) -> bool:
         """Tell whether the running boot's watchdog fired."""
         now = self._now

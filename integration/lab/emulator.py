@@ -31,7 +31,7 @@ class Hardware:
     """The parts of a machine that stay the same over its boots; without `uefi` its firmware is a BIOS.
 
     `clock` is what its real-time clock says at power-on (None: the host's time), `slow_disk` bytes a second, `twin` a
-    second disk, `shell` a socket for a second serial port.
+    second disk, `shell` a socket for a second serial port; `debugger` lets the lab stop the processor.
     """
 
     memory_mib: int = 1024
@@ -45,6 +45,7 @@ class Hardware:
     twin: Path | None = None
     variables_read_only: bool = False
     shell: Path | None = None
+    debugger: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +70,14 @@ class Recording:
 
 @dataclass(frozen=True, slots=True)
 class Wires:
-    """The inherited file descriptors that QEMU speaks on, beside its standard output, which is the serial console."""
+    """The inherited file descriptors that QEMU speaks on, beside its standard output, which is the serial console.
+
+    `debugger` is a socket that listens already.
+    """
 
     agent: int
     qmp: int
+    debugger: int | None = None
 
 
 def smbios_strings(given: Given) -> list[str]:
@@ -133,6 +138,8 @@ def command(
     if hardware.shell is not None:
         argv += ["-chardev", f"socket,id=shell,path={escaped(str(hardware.shell))},server=on,wait=off"]
         argv += ["-serial", "chardev:shell"]
+    if wires.debugger is not None:
+        argv += ["-chardev", f"socket,id=gdb,fd={wires.debugger},server=on,wait=off", "-gdb", "chardev:gdb"]
     if hardware.watchdog:
         argv += ["-device", "i6300esb"]
     if hardware.network:

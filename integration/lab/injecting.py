@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from integration.lab import attacks, firmware_store, publisher
@@ -12,15 +13,21 @@ from integration.lab.injections import (
     Fault,
     Fill,
     Firmware,
+    LyingDiskStep,
     MachineChange,
+    Processor,
     Repository,
     Serve,
     Tamper,
+    Unplug,
 )
+from integration.lab.lying_disk import begin_to_lie
 from integration.lab.machine import LabTimeout
-from integration.lab.run import Run
+from integration.lab.run import KEPT, Run
 from integration.lab.server import ServerFault
-from integration.lab.storage import SectorError
+from integration.lab.storage import SectorError, below_disk
+from integration.lab.strikes import Defect, Moment, ProcessorStrike
+from integration.lab.unplug import Unplug as UnplugStrike
 from updater.errors import EnvironmentFailure
 
 __all__ = ["perform"]
@@ -55,6 +62,7 @@ def _(action: Cut, run: Run) -> None:
         raise EnvironmentFailure(
             f"the power was never cut: {error.message}", mend=error.mend, reason="fault-not-injected"
         ) from error
+    run.power_went()
 
 
 @perform.register
@@ -147,6 +155,29 @@ def _(action: MachineChange, run: Run) -> None:
             for bad in action.bad_sectors
         )
     machine.hardware = replace(machine.hardware, **changes)  # type: ignore[arg-type]
+
+
+@perform.register
+def _(action: Processor, run: Run) -> None:
+    _needs_off(run)
+    run.machine.hardware = replace(run.machine.hardware, debugger=True)
+    moment = Moment(run.version(action.release), re.compile(action.at))
+    run.machine.strikes.append(ProcessorStrike(moment, Defect(action.does)))
+
+
+@perform.register
+def _(action: Unplug, run: Run) -> None:
+    _needs_off(run)
+    moment = Moment(run.version(action.release), re.compile(action.at))
+    hardware = run.machine.hardware
+    below = below_disk(slow=hardware.slow_disk, bad_sectors=hardware.bad_sectors)
+    run.machine.strikes.append(UnplugStrike(moment, run.disk.path.stat().st_size, below))
+
+
+@perform.register
+def _(action: LyingDiskStep, run: Run) -> None:
+    _needs_off(run)
+    run.lying = begin_to_lie(run.disk, action.partitions, run.folder / KEPT)
 
 
 @perform.register

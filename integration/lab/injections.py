@@ -6,7 +6,17 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from integration.lab.terms import Condition, EntryPattern, Release, Seconds, SlotName, Text, Wrong, exactly_one
+from integration.lab.terms import (
+    Condition,
+    EntryPattern,
+    Release,
+    Seconds,
+    SlotName,
+    Text,
+    Wrong,
+    check_pattern,
+    exactly_one,
+)
 from updater.schema import Name, limited
 
 _Script = Annotated[str, limited("write a shell script of at most 8000 characters", min_length=1, max_length=8000)]
@@ -153,6 +163,48 @@ class MachineChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     network: Literal["none"] | None = None
     watchdog: bool | None = None
     restore: Literal[True] | None = None
+
+
+_UP = "Reached target .*(multi-user.target|Multi-User System)"
+
+
+class Processor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Let the processor go wrong inside the kernel, in every boot of a release whose console shows `at`.
+
+    The lab stops it there and puts other instructions where it would go on. `oops`: one that there is not, in another
+    task than the idle one; `spin`: an endless loop, interrupts on (a soft lockup); `spin-without-interrupts`: the same
+    with interrupts off, so that no timer of the kernel is left. Without `at`, once the system is up.
+    """
+
+    release: Release
+    does: Literal["oops", "spin", "spin-without-interrupts"]
+    at: Text = _UP
+
+    def __post_init__(self) -> None:
+        check_pattern("at", self.at)
+
+
+class Unplug(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Take the disk away in every boot of a release whose console shows `at`; without it, once the system is up.
+
+    Every request to it fails from then on. A reset finds it plugged in again.
+    """
+
+    release: Release
+    at: Text = _UP
+
+    def __post_init__(self) -> None:
+        check_pattern("at", self.at)
+
+
+class LyingDiskStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Let the powered-off machine's disk lie from now on: it acknowledges writes and flushes, and keeps none of them.
+
+    Until the next power cut nobody notices; then these `partitions` (labels; all of the disk without any) hold what
+    they hold now. After it the disk is honest again.
+    """
+
+    partitions: Annotated[list[Text], limited("list at most 20 labels", max_length=20)] = []
 
 
 class Serve(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

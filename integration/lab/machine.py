@@ -15,6 +15,7 @@ from integration.lab.boots import Observer
 from integration.lab.emulator import Emulator, Given, Hardware, Recording, command
 from integration.lab.patience import Patience
 from integration.lab.session import Session, Wire
+from integration.lab.strikes import Strikes
 from integration.lab.timeline import Boot, Ending
 from updater.errors import EnvironmentFailure
 
@@ -70,6 +71,7 @@ class Machine:
         self._stop = False
         self._failure: BaseException | None = None
         self._triggers: list[Trigger] = []
+        self.strikes = Strikes()
 
     # -- power ---------------------------------------------------------------------------------------------------
 
@@ -277,6 +279,7 @@ class Machine:
                     recording=self.recording,
                 ),
                 given,
+                debugger=self.hardware.debugger,
             )
             if self._stop:
                 session.kill()
@@ -302,6 +305,7 @@ class Machine:
                     break
                 with self._changed:
                     self.observer.begin(given)
+                self.strikes.boot_ended(session)
                 session.reset()
         finally:
             with self._changed:
@@ -315,7 +319,7 @@ class Machine:
         """Watch one boot; return the guest's reason for its end, or None when QEMU is gone."""
         while not session.has_ended:
             # A trigger that looks at the disk must see the window between two flushes of a slow guest.
-            found = session.read(0.002 if self._triggers else 0.5)
+            found = session.read(0.002 if self._triggers or self.strikes.is_urgent else 0.5)
             shutdown = None
             with self._changed:
                 for wire, data in found:
@@ -326,10 +330,19 @@ class Machine:
                     else:
                         shutdown = self._heard(session, data) or shutdown
                 self._changed.notify_all()
+            self._strike(session)
             if shutdown is not None:
                 return shutdown
             self._pull_triggers()
         return None
+
+    def _strike(self, session: Session) -> None:
+        try:
+            self.strikes.look(self.observer, session)
+        except EnvironmentFailure:
+            # Where the power went meanwhile there is nothing left to strike.
+            if not self._stop:
+                raise
 
     def _heard(self, session: Session, data: bytes) -> str | None:
         shutdown = None

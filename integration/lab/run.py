@@ -13,6 +13,7 @@ from integration.lab.boots import Observer
 from integration.lab.disk import Disk
 from integration.lab.emulator import Given, Hardware, network_address
 from integration.lab.injections import Fault
+from integration.lab.lying_disk import LyingDisk
 from integration.lab.machine import Machine
 from integration.lab.patience import slowness
 from integration.lab.report import Held
@@ -28,6 +29,8 @@ from updater.errors import UpdaterError
 # which PID 1 of a lab image gives up by itself.
 _MOST_DEADLINE_S = 150
 _MOST_PACE = 3.0
+# What a lying disk really holds, while a scenario runs.
+KEPT = "disk.raw.kept"
 _CONFIG_PATH = "/etc/acl-updater/config.d/90-lab.yaml"
 
 
@@ -59,6 +62,7 @@ class Run:
     boots_expected: int = 0
     server_broken: bool = False
     disk_broken: bool = False
+    lying: LyingDisk | None = None
     digests: dict[str, str] = field(default_factory=dict)
     pace: float = 1.0
 
@@ -79,6 +83,21 @@ class Run:
         """Return how many times slower than a quiet machine this one was when the run looked, now included."""
         self.pace = max(self.pace, slowness())
         return self.pace
+
+    def power_went(self) -> None:
+        """Let a lying disk lose what it said it had; raise NotInjected when that is nothing."""
+        if self.lying is None:
+            return
+        lost = self.lying.lose()
+        self.lying.kept.unlink()
+        self.lying = None
+        if not lost:
+            raise NotInjected(
+                "the disk had nothing to lose",
+                mend="let it lie before something is written",
+                reason="fault-not-injected",
+            )
+        self.observer.note("fault", f"the disk lost {lost} bytes that it had acknowledged")
 
     @property
     def last_boot(self) -> Boot | None:
@@ -128,6 +147,17 @@ class Run:
                 mend="name a block that is read, or written",
                 reason="fault-not-injected",
             )
+        if self.lying is not None:
+            raise NotInjected(
+                "the disk lied, and the power never went", mend="add a step that cuts it", reason="fault-not-injected"
+            )
+        for strike in self.machine.strikes:
+            if not strike.proven:
+                raise NotInjected(
+                    f"no boot was seen to be struck: {strike.name}",
+                    mend="see the timeline, and whether `at` was on the console of that release",
+                    reason="fault-not-injected",
+                )
         for fault in self.asked:
             version = self.version(fault.release)
             given = f"{version}:{fault.name}"

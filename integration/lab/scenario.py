@@ -12,10 +12,13 @@ from integration.lab.injections import (
     Fault,
     Fill,
     Firmware,
+    LyingDiskStep,
     MachineChange,
+    Processor,
     Repository,
     Serve,
     Tamper,
+    Unplug,
 )
 from integration.lab.terms import (
     DEFAULT_LAYOUT,
@@ -156,6 +159,9 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fill: Fill | None = None
     firmware: Firmware | None = None
     machine: MachineChange | None = None
+    processor: Processor | None = None
+    unplug: Unplug | None = None
+    lying_disk: LyingDiskStep | None = None
     serve: Serve | None = None
     repository: Repository | None = None
     config: dict[str, Any] | None = None

@@ -28,8 +28,11 @@ class Wire(Enum):
 class Session:
     """A machine from power-on to power-off; resets stay within it, as a watchdog's memory of its bite does."""
 
-    def __init__(self, command: Callable[[Wires], list[str]], given: Given) -> None:
-        """Start QEMU; `given` is what this process was given, and cannot be changed before the next one."""
+    def __init__(self, command: Callable[[Wires], list[str]], given: Given, *, debugger: bool = False) -> None:
+        """Start QEMU; `given` is what this process was given, and cannot be changed before the next one.
+
+        With `debugger` its gdb stub listens, too.
+        """
         self.given = given
         self.agent = AgentTalk()
         self.monitor = QmpTalk()
@@ -38,19 +41,24 @@ class Session:
         self._console, console_end = os.pipe()
         pairs = [socket.socketpair() for _ in range(2)]
         (self._agent_wire, agent_end), (self._monitor_wire, monitor_end) = pairs
+        stub = _listening() if debugger else None
+        self.debugger: bytes | str | None = stub.getsockname() if stub else None
+        inherited = [agent_end.fileno(), monitor_end.fileno(), *([stub.fileno()] if stub else [])]
         try:
             self._process = subprocess.Popen(
-                command(Wires(agent_end.fileno(), monitor_end.fileno())),
+                command(Wires(*inherited)),
                 stdin=subprocess.DEVNULL,
                 stdout=console_end,
                 stderr=subprocess.PIPE,
-                pass_fds=(agent_end.fileno(), monitor_end.fileno()),
+                pass_fds=inherited,
                 start_new_session=True,
             )
         finally:
             os.close(console_end)
             agent_end.close()
             monitor_end.close()
+            if stub is not None:
+                stub.close()
         self._selector = selectors.DefaultSelector()
         for descriptor, wire in (
             (self._console, Wire.CONSOLE),
@@ -140,3 +148,11 @@ class Session:
                 else:
                     kept.append((wire, data))
         self._kept = kept
+
+
+def _listening() -> socket.socket:
+    """Return a socket that listens at an address of the kernel's choice: no path, so none that is too long."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening.bind("")
+    listening.listen(1)
+    return listening

@@ -60,7 +60,7 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     server sent so many bytes of files since it was last told anything. `entry`: the loader would list an entry of this
     name (a name alone, whose content has not reached the disk yet, is none). `standing`: one of these releases runs,
     its agent answers, and its updater waits for no reboot: it is idle, or an update was cut short that goes on when
-    asked.
+    asked. `stands`: for so many seconds, the processor was seen to spin where a step `processor` made it.
     """
 
     committed: Release | None = None
@@ -72,6 +72,7 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     served_bytes: Annotated[int, limited("write a number of bytes", ge=0, le=1 << 40)] | None = None
     entry: EntryPattern | None = None
     standing: Annotated[list[Release], limited("list 1 to 9 releases", min_length=1, max_length=9)] | None = None
+    stands: Seconds | None = None
 
     def __post_init__(self) -> None:
         exactly_one(self, self.__struct_fields__, "a condition")
