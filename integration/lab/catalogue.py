@@ -15,7 +15,6 @@ from integration.lab.scenario import (
     Expect,
     Offline,
     Scenario,
-    SeenBoot,
     Step,
     Wait,
 )
@@ -24,7 +23,6 @@ from integration.lab.terms import (
     Condition,
     EntryPattern,
     Misuse,
-    Release,
     Seconds,
     SlotName,
     Text,
@@ -123,7 +121,7 @@ def _install_checks(checks: list[AnyCheck]) -> str:
     )
 
 
-class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Wanted(Expect, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What an operator wants of a node that meets the fault.
 
     `ends` says how the update under test ends: `back` (it was tried, and release 1 runs healthy), `committed`
@@ -138,28 +136,11 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     exit: int | None = None
     code: Name | None = None
     output: Text | None = None
-    boots: list[SeenBoot] | None = None
-    slot: SlotName | None = None
-    release: Release | None = None
-    loader: list[EntryPattern] | None = None
-    situation: Text | None = None
-    phase: Text | None = None
-    reason: Text | None = None
-    says: Text | None = None
-    quarantine: list[Release] | None = None
-    put_off: list[Release] | None = None
-    evidence: Text | None = None
-    history: Text | None = None
-    explain: Text | None = None
-    unchanged: list[SlotName] | None = None
-    holds: dict[SlotName, Release] | None = None
-    boots_at_most: Annotated[int, limited("write a number of boots, from 1 to 40", ge=1, le=40)] | None = None
-    downtime_s: Seconds | None = None
     within_s: Seconds = 420.0
 
     def expect(self, standard: Expect) -> Expect:
         """Return what must hold, with `standard` for all that this does not say."""
-        given = {key: getattr(self, key) for key in Expect.__struct_fields__ if getattr(self, key, None) is not None}
+        given = {key: value for key in Expect.__struct_fields__ if (value := getattr(self, key)) is not None}
         return msgspec.structs.replace(standard, **given)
 
 
