@@ -671,3 +671,16 @@ def test_a_commit_that_never_finds_room_is_rolled_back_without_blame(machine: Si
     (put_off,) = ledger.quarantine
     assert put_off.until is not None
     assert put_off.sentence == "the ESP is full"
+
+
+def test_a_trial_whose_entry_the_loader_cannot_read_is_put_off_and_says_so(machine: SimulatedMachine) -> None:
+    armed(machine)
+    path = "loader/entries/b+3-0.conf"
+    machine.esp.write_as_firmware(path, bytes(len(machine.esp.files[path])))
+    assert booted(machine) is Situation.IDLE
+    assert machine.booted.slot is Slot.A
+    ledger = machine.session().store.ledger()
+    assert ledger is not None
+    (put_off,) = ledger.quarantine
+    assert put_off.until is not None
+    assert "the loader lists no entry of slot b" in put_off.sentence

@@ -185,10 +185,12 @@ def _judge(session: Session, facts: Facts, update: Update, health: HealthPlugin 
 
 
 def _with_doubt(evidence: Evidence, facts: Facts, update: Update) -> Evidence:
-    """Add what the loader's back end says of a try that left no trace: it may never have begun."""
-    if evidence.cause is not Cause.NONE or update.trial_boots or not facts.boot.doubt:
+    """Add why a try that left no trace may never have begun: by the loader's back end, or for want of an entry."""
+    if evidence.cause is not Cause.NONE or update.trial_boots:
         return evidence
-    return replace(evidence, sentence=f"{evidence.sentence}; {facts.boot.doubt}")
+    gone = "" if facts.boot.entries_of(update.slot) else f"the loader lists no entry of slot {update.slot}"
+    doubt = facts.boot.doubt or gone
+    return replace(evidence, sentence=f"{evidence.sentence}; {doubt}") if doubt else evidence
 
 
 def condemned(update: Update) -> VerdictRecord | None:
