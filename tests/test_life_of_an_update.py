@@ -603,3 +603,52 @@ def test_the_retry_delay_is_a_setting(publisher: Publisher) -> None:
     recover(machine.session(), None)
     staged(machine)
     assert msgspec.to_builtins(machine.session().store.journal().phase) == "staged"
+
+
+def test_a_commit_that_finds_no_room_is_tried_again_in_the_same_boot(machine: SimulatedMachine) -> None:
+    armed(machine)
+    booted(machine)
+    engine = TrialEngine(machine.session())
+    room = machine.esp.capacity_bytes
+    machine.esp.capacity_bytes -= machine.esp.free_bytes()
+    with pytest.raises(EnvironmentFailure):
+        engine.commit("healthy", "all checks hold")
+    assert decide(machine.session().facts()) is Situation.COMMITTING
+    assert engine.trial() is not None, "the health service must not take it for a commit by hand"
+    assert booted(machine) is Situation.COMMITTING, "a failed unit would be held against the release"
+    machine.esp.capacity_bytes = room
+    TrialEngine(machine.session()).commit("healthy", "all checks hold")
+    assert decide(machine.session().facts()) is Situation.IDLE
+    assert events(machine).count("committed") == 1
+
+
+def test_a_commit_that_never_finds_room_is_rolled_back_without_blame(machine: SimulatedMachine) -> None:
+    armed(machine)
+    booted(machine)
+    machine.esp.capacity_bytes -= machine.esp.free_bytes()
+    engine = TrialEngine(machine.session())
+    with pytest.raises(EnvironmentFailure):
+        engine.commit("healthy", "all checks hold")
+    engine.roll_back("commit-failed", "the ESP is full", Evidence(Stage.HEALTH, Cause.NONE, "the ESP is full"))
+    assert machine.reboots
+    assert booted(machine) is Situation.IDLE
+    assert machine.booted.slot is Slot.A
+    assert order(machine) == ["a.conf"]
+    ledger = machine.session().store.ledger()
+    assert ledger is not None
+    (put_off,) = ledger.quarantine
+    assert put_off.until is not None
+    assert put_off.sentence == "the ESP is full"
+
+
+def test_a_trial_whose_entry_the_loader_cannot_read_is_put_off_and_says_so(machine: SimulatedMachine) -> None:
+    armed(machine)
+    path = "loader/entries/b+3-0.conf"
+    machine.esp.write_as_firmware(path, bytes(len(machine.esp.files[path])))
+    assert booted(machine) is Situation.IDLE
+    assert machine.booted.slot is Slot.A
+    ledger = machine.session().store.ledger()
+    assert ledger is not None
+    (put_off,) = ledger.quarantine
+    assert put_off.until is not None
+    assert "the loader lists no entry of slot b" in put_off.sentence

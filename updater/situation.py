@@ -38,6 +38,7 @@ EDGES: frozenset[tuple[Situation, str, Situation]] = frozenset(
         (Situation.ARMED, "reboot", Situation.TRIAL),
         (Situation.TRIAL, "commit", Situation.COMMITTING),
         (Situation.COMMITTING, "recover", Situation.IDLE),
+        (Situation.COMMITTING, "roll back", Situation.FELL_BACK),
         (Situation.TRIAL, "roll back", Situation.FELL_BACK),
         (Situation.TRIAL, "reboot", Situation.TRIAL),
         (Situation.TRIAL, "tries used up", Situation.FELL_BACK),

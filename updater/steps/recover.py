@@ -66,8 +66,7 @@ def _act(session: Session, facts: Facts, situation: Situation, health: HealthPlu
     if situation is Situation.TRIAL and update is not None:
         return _note_trial_boot(session, facts, update)
     if situation is Situation.COMMITTING and update is not None:
-        finish_commit(session, facts, update)
-        return True
+        return _finished_commit(session, facts, update)
     if situation is Situation.FELL_BACK and update is not None and facts.live:
         _end_of_trial(session, facts, update, health)
         return True
@@ -100,6 +99,16 @@ def _boot_files_are_whole(session: Session, update: Update) -> bool:
     try:
         prove_boot_files(session, update.slot, update.release)
     except EnvironmentFailure:
+        return False
+    return True
+
+
+def _finished_commit(session: Session, facts: Facts, update: Update) -> bool:
+    """Finish a commit; what cannot be written now is left to the health service, which has until its deadline."""
+    try:
+        finish_commit(session, facts, update)
+    except EnvironmentFailure as error:
+        log.error("the commit of release %s cannot be finished yet: %s", update.release.version, error)
         return False
     return True
 
@@ -150,7 +159,9 @@ def _end_of_trial(session: Session, facts: Facts, update: Update, health: Health
 
 
 def _judge(session: Session, facts: Facts, update: Update, health: HealthPlugin | None) -> Evidence:
-    verdict = _as_evidence(update.verdict) if update.verdict is not None else None
+    # A verdict to commit that could never be written says nothing about what ended the trial.
+    against = condemned(update)
+    verdict = _as_evidence(against) if against is not None else None
     # A verdict says why already. Without one the slot is read whole: a disk that lost bytes is not the image's fault.
     damaged_uki, damaged_slot = _damage(session, update.slot, update.release) if verdict is None else ("", "")
     if health is None:
@@ -174,10 +185,12 @@ def _judge(session: Session, facts: Facts, update: Update, health: HealthPlugin 
 
 
 def _with_doubt(evidence: Evidence, facts: Facts, update: Update) -> Evidence:
-    """Add what the loader's back end says of a try that left no trace: it may never have begun."""
-    if evidence.cause is not Cause.NONE or update.trial_boots or not facts.boot.doubt:
+    """Add why a try that left no trace may never have begun: by the loader's back end, or for want of an entry."""
+    if evidence.cause is not Cause.NONE or update.trial_boots:
         return evidence
-    return replace(evidence, sentence=f"{evidence.sentence}; {facts.boot.doubt}")
+    gone = "" if facts.boot.entries_of(update.slot) else f"the loader lists no entry of slot {update.slot}"
+    doubt = facts.boot.doubt or gone
+    return replace(evidence, sentence=f"{evidence.sentence}; {doubt}") if doubt else evidence
 
 
 def condemned(update: Update) -> VerdictRecord | None:

@@ -51,15 +51,17 @@ class TrialEngine:
         """Return the trial that this boot is, None on any other boot.
 
         A trial whose verdict was to roll back, but which boots again because its entry could not be written, is
-        rolled back at once.
+        rolled back at once. One whose commit could not be written yet is a trial still: nothing else would try again
+        in this boot.
         """
         facts = self._session.facts()
         update = trial_update(facts)
-        if update is not None and decide(facts) is Situation.COMMITTING and is_blessed(facts, update):
+        situation = decide(facts)
+        if update is not None and situation is Situation.COMMITTING and is_blessed(facts, update):
             with self._session.node.lock(wait_s=_PATIENCE_S):
                 finish_commit(self._session, facts, update)
             return None
-        if decide(facts) is not Situation.TRIAL or update is None:
+        if situation not in (Situation.TRIAL, Situation.COMMITTING) or update is None:
             return None
         verdict = condemned(update)
         if verdict is not None:
