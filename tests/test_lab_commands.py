@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
+import select
 import signal
 import socket
 import subprocess
@@ -211,11 +214,50 @@ def guest(tmp_path: Path) -> Iterator[Path]:
     listener.close()
 
 
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Path]:
+    """Serve a shell that has a terminal, and so a prompt and an echo, as PID 1's debug shell has."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / SOCKET))
+    listener.listen(1)
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        wire, terminal = pty.openpty()
+        argv = ["setsid", "--ctty", "sh", "-i"]
+        process = subprocess.Popen(argv, stdin=terminal, stdout=terminal, stderr=terminal)
+        os.close(terminal)
+        with connection, process, contextlib.suppress(OSError):
+            watched: list[Any] = [connection, wire]
+            while ready := select.select(watched, [], [])[0]:
+                if connection in ready:
+                    data = connection.recv(4096)
+                    if not data:
+                        process.kill()
+                        break
+                    os.write(wire, data)
+                if wire in ready:
+                    connection.sendall(os.read(wire, 4096))
+        os.close(wire)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield tmp_path
+    listener.close()
+
+
 def test_a_command_in_a_machine_gives_its_output_and_its_exit_code(
     guest: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["shell", str(guest), "-c", "echo hello; (exit 7)"]) == 7
     assert capsys.readouterr().out == "hello\n"
+
+
+def test_a_command_in_an_interactive_shell_gives_nothing_but_its_output(
+    terminal: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["shell", str(terminal), "-c", "printf '%s\\n' one \"it's two\"\nexit 5"]) == 5
+    assert capsys.readouterr().out == "one\nit's two\n"
 
 
 def test_a_shell_without_a_machine_says_how_to_start_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

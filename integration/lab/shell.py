@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import select
+import shlex
 import socket
 import sys
 import termios
@@ -76,7 +77,10 @@ def run_command(connection: socket.socket, command: str, *, timeout_s: float) ->
     mark = f"acl-lab-{secrets.token_hex(6)}"
     # The mark is put together by the shell, so that its echo of the line is not taken for the answer.
     head, tail = mark[:10], mark[10:]
-    line = f"echo {head}''{tail} begin; {command}\necho {head}''{tail} end $?\n"
+    # One line, since the shell prints its prompt between two; a subshell, so that `exit` ends the command only. Whoever
+    # types there next wants to see it.
+    run = f"(eval {shlex.quote(command)}); code=$?; stty echo 2>/dev/null"
+    line = f"echo {head}''{tail} begin; {run}; echo {head}''{tail} end $code\n"
     connection.sendall(b"\x03\nstty -echo 2>/dev/null\n" + line.encode())
     pattern = re.compile(rf"{mark} begin\r?\n(.*?){mark} end (\d+)", re.DOTALL)
     heard = b""
