@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from tests.boot_contract import ADDON, FILES, TRIES, UKI, BootContract, BootWorl
 from tests.grub_world import GrubWorld, factory_files
 from tests.portable_executable import COMMAND_LINE, build_pe, build_uki, uki_sections
 from tests.simulated import SimulatedDirectory
-from updater.boot import grub_env, grub_model
+from updater.boot import grub_model
 from updater.boot.grub_block import (
     BLOCK_BYTES,
     MAX_GENERATION,
@@ -344,22 +343,6 @@ def test_placing_under_a_condemned_slot_needs_its_withdrawal() -> None:
     world.backend().condemn(B)
     with pytest.raises(EnvironmentFailure, match="withdraw slot b first"):
         place(world, B)
-
-
-def test_pid_1_s_own_deadlines_hold_for_every_boot_that_grub_counts_and_for_no_other() -> None:
-    units = Path(grub_env.__file__).parents[1] / "units/root/usr/lib"
-    pattern = re.search(r"grep -qE '([^']+)' /proc/cmdline", (units / "acl-updater/deadline").read_text())
-    assert pattern is not None
-    conditions = re.findall(
-        r"^ConditionKernelCommandLine=\|(.+)$",
-        (units / "systemd/system/acl-updater-abandon.service").read_text(),
-        re.MULTILINE,
-    )
-    counted = [f"acl.tries_left={left}" for left in range(grub_env.MAX_TRIES)]
-    assert conditions == counted
-    for words in (*counted, "acl.tries_left=good", "acl.tries_left=last", "acl.tries_left=10"):
-        line = f"quiet acl.slot=b {words} panic=1"
-        assert bool(re.search(pattern[1], line)) is (words in counted), line
 
 
 class EndsTooEarly(SimulatedDirectory):

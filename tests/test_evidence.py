@@ -311,7 +311,7 @@ def test_a_journalctl_that_hangs_costs_no_more_than_the_budget(node: Node) -> No
     ("entries", "cause", "words"),
     [
         ([entry("Forcibly rebooting: job timed out")], Cause.DEADLINE, "PID 1's own deadline"),
-        ([kmsg("the boot is not complete at its deadline: rebooting"),
+        ([kmsg("the boot is not complete at its deadline: leaving this release"),
           entry("Forcibly rebooting: unit acl-updater-deadline.service failed")], Cause.DEADLINE, "deadline"),
         ([entry("Forcibly rebooting: unit foo.service failed")], Cause.EMERGENCY, "unit foo.service failed"),
         ([kmsg("the health service is gone for good: leaving this release"),

@@ -60,6 +60,8 @@ def replace(name: str, old: str, new: str) -> Callable[[Tree], None]:
 
 HEALTH = f"{UNITS}/acl-updater-health.service"
 COMPLETE = f"{UNITS}/boot-complete.target.d/50-acl-updater.conf"
+DEADLINE = f"{UNITS}/acl-updater-deadline.target"
+LEAVES = f"{UNITS}/acl-updater-deadline.service"
 MANAGER = "usr/lib/systemd/system.conf.d/50-acl-updater.conf"
 MODPROBE = "usr/lib/modprobe.d/50-acl-updater.conf"
 
@@ -70,23 +72,41 @@ BROKEN: dict[str, tuple[Callable[[Tree], None], str]] = {
         lay("etc/systemd/system/systemd-bless-boot.service", "[Service]\nExecStart=/bin/true\n"),
         "without a verdict",
     ),
-    "no deadline": (replace(COMPLETE, "JobTimeoutSec=15min\n", ""), "wait for its verdict for ever"),
+    "no deadline": (replace(DEADLINE, "JobTimeoutSec=15min\n", ""), "wait for its verdict for ever"),
     "an endless deadline": (
-        lay("etc/systemd/system/boot-complete.target.d/90-site.conf", "[Unit]\nJobTimeoutSec=infinity\n"),
+        lay("etc/systemd/system/acl-updater-deadline.target.d/90-site.conf", "[Unit]\nJobTimeoutSec=infinity\n"),
         "wait for its verdict for ever",
     ),
+    "a deadline for something else": (
+        replace(DEADLINE, "After=boot-complete.target\n", ""),
+        "does not wait for boot-complete.target",
+    ),
     "a deadline without a consequence": (
-        replace(COMPLETE, "JobTimeoutAction=reboot-force", "JobTimeoutAction=none"),
+        replace(DEADLINE, "OnFailure=acl-updater-deadline.service\n", ""),
         "no consequence",
+    ),
+    "a deadline that does not reboot": (
+        replace(LEAVES, "FailureAction=reboot-force\n", ""),
+        "PID 1's deadlines reboot through it",
+    ),
+    "a deadline that spares no boot": (
+        lay("etc/systemd/system/acl-updater-deadline.target.d/90-site.conf", "[Unit]\nJobTimeoutAction=reboot-force\n"),
+        "reboot a proven release",
+    ),
+    "boot-complete.target spares no boot": (
+        replace(COMPLETE, "[Unit]\n", "[Unit]\nJobTimeoutSec=15min\nJobTimeoutAction=reboot-force\n"),
+        "its own job timeout",
     ),
     "PID 1 is faster than the verdict": (
         lay("usr/lib/acl-updater/config.yaml", "format: 1\nhealth: {deadline_s: 880}\n"),
         "before the verdict",
     ),
-    "nobody pulls in boot-complete.target": (
-        drop(f"{UNITS}/multi-user.target.d/50-acl-updater.conf"),
+    "a deadline whose program is missing": (drop("usr/lib/acl-updater/leave"), "reboots proven releases too"),
+    "nobody pulls in the deadline": (
+        replace(f"{UNITS}/multi-user.target.d/50-acl-updater.conf", " acl-updater-deadline.target", ""),
         "nothing counts the time",
     ),
+    "no deadline at all": (lay("etc/systemd/system/acl-updater-deadline.target", ""), "whose verdict never comes"),
     "the second deadline is off": (
         drop("etc/systemd/system/sysinit.target.wants/acl-updater-deadline.timer"),
         "second deadline",
@@ -133,11 +153,14 @@ def test_a_tree_is_refused_with_file_reason_and_mend(tmp_path: Path, name: str) 
 
 def test_an_operators_drop_in_of_the_same_name_hides_the_vendors(tmp_path: Path) -> None:
     tree = sound_tree()
-    tree["etc/systemd/system/boot-complete.target.d/50-acl-updater.conf"] = TreeFile(b"[Unit]\nJobTimeoutSec=20min\n")
+    tree["usr/lib/systemd/system/acl-updater-deadline.target.d/50-site.conf"] = TreeFile(
+        b"[Unit]\nJobTimeoutSec=20min\n"
+    )
+    tree["etc/systemd/system/acl-updater-deadline.target.d/50-site.conf"] = TreeFile(b"[Unit]\nJobTimeoutSec=0\n")
 
     (found,) = findings(tree, tmp_path)
 
-    assert "JobTimeoutAction" in found
+    assert "wait for its verdict for ever" in found
 
 
 def test_a_vendor_may_set_the_watchdog_in_the_main_file(tmp_path: Path) -> None:

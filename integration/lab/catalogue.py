@@ -59,7 +59,7 @@ _HEALTH = {"deadline_s": 240, "hold_s": 3, "interval_s": 1}
 _DEVICES = "systemd.default_device_timeout_sec"
 # PID 1's own deadlines, as those of a lab's image but longer on a busy host: they must not judge its speed.
 _UNITS = {
-    "boot-complete.target~95-fault": "[Unit]\nJobTimeoutSec=@300\n",
+    "acl-updater-deadline.target~95-fault": "[Unit]\nJobTimeoutSec=@300\n",
     "acl-updater-deadline.timer~95-fault": "[Timer]\nOnBootSec=\nOnBootSec=@330\n",
 }
 _Steps = Annotated[list[Step], limited("list at most 60 steps", max_length=60)]

@@ -208,7 +208,7 @@ def _recovery_times(folders: list[Path], *, as_json: bool) -> int:
     kinds: dict[str, str] = {path.stem: load_fault(path).stage for path in fault_paths([])}
     for path in find_scenarios():
         stages = [tag for tag in load_scenario(path).tags if tag in STAGES]
-        kinds.setdefault(path.stem, stages[0] if stages else "other")
+        kinds.setdefault(path.stem, stages[-1] if stages else "other")
     documents = [document for folder in folders for document in find_reports(folder)]
     rows = table(documents, lambda name: kinds.get(name, "other"), STAGES)
     if not rows:

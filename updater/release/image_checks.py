@@ -13,16 +13,19 @@ from updater.config import parse_config
 from updater.errors import Refused
 from updater.release.cpio import TreeFile
 from updater.release.root_tree import RootTree, read_text, resolve
-from updater.release.unit_files import Units, parse_settings, time_span_s
+from updater.release.unit_files import Settings, Units, parse_settings, time_span_s
 
 HEALTH = "acl-updater-health.service"
 COMPLETE = "boot-complete.target"
-DEADLINE = "acl-updater-deadline.timer"
+DEADLINE = "acl-updater-deadline.target"
+_SECOND_DEADLINE = "acl-updater-deadline.timer"
+_LEAVES = "acl-updater-deadline.service"
 _MASKED = {
     "systemd-bless-boot.service": "it would call every boot good that reaches userspace, without a verdict",
     "systemd-boot-update.service": "a release on trial would replace the loader that both slots share",
 }
 _REBOOTS = ("reboot", "reboot-force", "reboot-immediate")
+_NO_ACTION = ("", "none")
 _WATCHDOG_DRIVERS = ("i6300esb", "iTCO_wdt", "sp5100_tco", "softdog", "wdat_wdt", "hpwdt", "ipmi_watchdog")
 _CONFIGURATION = ("etc/systemd", "usr/lib/systemd")
 _LEAST_WATCHDOG_S = 30.0
@@ -74,33 +77,57 @@ def _masks(tree: RootTree, units: Units) -> Iterator[Finding]:
 
 
 def _boot_deadline(tree: RootTree, units: Units) -> Iterator[Finding]:
-    settings = units.settings(COMPLETE)
-    where = f"/usr/lib/systemd/system/{COMPLETE}.d/50-acl-updater.conf"
+    where = f"/usr/lib/systemd/system/{DEADLINE}"
     if not units.exists(COMPLETE):
         yield Finding(f"/usr/lib/systemd/system/{COMPLETE}", "the unit is missing", "install systemd's own")
-    if time_span_s(_last(settings.get(("Unit", "JobTimeoutSec")))) <= 0:
-        yield Finding(where, "without JobTimeoutSec= a boot may wait for its verdict for ever", "set it")
-    if _last(settings.get(("Unit", "JobTimeoutAction"))) not in _REBOOTS:
-        yield Finding(where, "without JobTimeoutAction= the deadline has no consequence", "set it to reboot-force")
+    if time_span_s(_last(units.settings(COMPLETE).get(("Unit", "JobTimeoutSec")))) > 0:
+        why = "its own job timeout ends, or reboots, a proven release that starts slowly, boot after boot"
+        yield Finding(f"/usr/lib/systemd/system/{COMPLETE}.d", why, f"take it away: {DEADLINE} ends trials")
+    if not units.exists(DEADLINE) or units.is_masked(DEADLINE):
+        yield Finding(where, "nothing ends a boot whose verdict never comes", "install the updater's units")
+    else:
+        yield from _waits_for_completion(units.settings(DEADLINE), where)
     target = (resolve(tree, "etc/systemd/system/default.target") or "").rpartition("/")[2]
     if target in ("", "default.target"):
         target = (resolve(tree, "usr/lib/systemd/system/default.target") or "").rpartition("/")[2]
-    if not any(units.pulled_in(COMPLETE, by) for by in (target, "multi-user.target", "default.target")):
+    for unit in (COMPLETE, DEADLINE):
+        if not any(units.pulled_in(unit, by) for by in (target, "multi-user.target", "default.target")):
+            yield Finding(
+                f"/usr/lib/systemd/system/{target or 'multi-user.target'}",
+                f"it does not pull in {unit}, so nothing counts the time",
+                f"add Wants={unit} by a drop-in",
+            )
+
+
+def _waits_for_completion(settings: Settings, where: str) -> Iterator[Finding]:
+    if time_span_s(_last(settings.get(("Unit", "JobTimeoutSec")))) <= 0:
+        yield Finding(where, "without JobTimeoutSec= a boot may wait for its verdict for ever", "set it")
+    if COMPLETE not in _words(settings, "After"):
+        yield Finding(where, f"it does not wait for {COMPLETE}", f"add After={COMPLETE}")
+    if _LEAVES not in _words(settings, "OnFailure"):
+        yield Finding(where, "the deadline has no consequence", f"add OnFailure={_LEAVES}")
+    if _last(settings.get(("Unit", "JobTimeoutAction"))) not in _NO_ACTION:
+        why = "its JobTimeoutAction= would reboot a proven release that starts slowly, boot after boot"
+        yield Finding(where, why, "take it away: OnFailure= is enough")
+
+
+def _leaving(tree: RootTree, units: Units) -> Iterator[Finding]:
+    if not any(units.pulled_in(_SECOND_DEADLINE, by) for by in ("sysinit.target", "basic.target", "timers.target")):
         yield Finding(
-            f"/usr/lib/systemd/system/{target or 'multi-user.target'}",
-            f"it does not pull in {COMPLETE}, so nothing counts the time",
-            f"add Wants={COMPLETE} by a drop-in",
-        )
-    if not any(units.pulled_in(DEADLINE, by) for by in ("sysinit.target", "basic.target", "timers.target")):
-        yield Finding(
-            f"/usr/lib/systemd/system/{DEADLINE}",
+            f"/usr/lib/systemd/system/{_SECOND_DEADLINE}",
             "PID 1's second deadline is not enabled",
-            f"enable it: systemctl --root=… enable {DEADLINE}",
+            f"enable it: systemctl --root=… enable {_SECOND_DEADLINE}",
         )
+    where = f"/usr/lib/systemd/system/{_LEAVES}"
+    settings = units.settings(_LEAVES)
+    if _last(settings.get(("Unit", "FailureAction"))) not in _REBOOTS or units.is_masked(_LEAVES):
+        yield Finding(where, "PID 1's deadlines reboot through it, and it does not", "install the updater's units")
+    elif missing := _missing_program(tree, settings):
+        yield Finding(missing, "without it the deadline reboots proven releases too", "install the updater's units")
 
 
 def _verdict_comes_first(tree: RootTree, units: Units) -> Iterator[Finding]:
-    limit_s = time_span_s(_last(units.settings(COMPLETE).get(("Unit", "JobTimeoutSec"))))
+    limit_s = time_span_s(_last(units.settings(DEADLINE).get(("Unit", "JobTimeoutSec"))))
     text = read_text(tree, _VENDOR_CONFIG)
     deadline_s = parse_config([(_VENDOR_CONFIG, text.encode())] if text else []).health.deadline_s
     if 0 < limit_s < deadline_s + _VERDICT_TAKES_S:
@@ -119,13 +146,12 @@ def _health(tree: RootTree, units: Units) -> Iterator[Finding]:
     if not units.pulled_in(HEALTH, COMPLETE, strongly=True):
         yield Finding(where, f"{COMPLETE} does not require it", f"enable it: systemctl --root=… enable {HEALTH}")
     settings = units.settings(HEALTH)
-    if COMPLETE not in " ".join(settings.get(("Unit", "Before"), ())).split():
+    if COMPLETE not in _words(settings, "Before"):
         yield Finding(where, f"it is not ordered before {COMPLETE}", f"add Before={COMPLETE}")
     if _last(settings.get(("Service", "Type"))) not in ("notify", "notify-reload"):
         yield Finding(where, "it would count as started before it has a verdict", "set Type=notify")
-    program = _last(settings.get(("Service", "ExecStart"))).lstrip("@-:+!").split(" ")[0].strip("/")
-    if program and resolve(tree, program) not in set(tree.names()):
-        yield Finding(f"/{program}", "the program that judges a trial is missing", "install the updater")
+    if missing := _missing_program(tree, settings):
+        yield Finding(missing, "the program that judges a trial is missing", "install the updater")
 
 
 def _manager(tree: RootTree, units: Units) -> Iterator[Finding]:
@@ -197,6 +223,16 @@ def _identity(tree: RootTree, version: str) -> Iterator[Finding]:
             )
 
 
+def _missing_program(tree: RootTree, settings: Settings) -> str:
+    """Return the path of a service's program when the tree lacks it, else an empty text."""
+    program = _last(settings.get(("Service", "ExecStart"))).lstrip("@-:+!").split(" ")[0].strip("/")
+    return f"/{program}" if program and resolve(tree, program) not in set(tree.names()) else ""
+
+
+def _words(settings: Settings, key: str) -> list[str]:
+    return " ".join(settings.get(("Unit", key), ())).split()
+
+
 def _last(values: object) -> str:
     return str(values[-1]) if isinstance(values, list | tuple) and values else ""
 
@@ -204,6 +240,7 @@ def _last(values: object) -> str:
 _CHECKS: tuple[Callable[[RootTree, Units], Iterator[Finding]], ...] = (
     _masks,
     _boot_deadline,
+    _leaving,
     _verdict_comes_first,
     _health,
     _manager,
