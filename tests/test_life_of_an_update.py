@@ -261,10 +261,27 @@ def test_an_operator_goes_back_to_the_other_proven_release_and_stays(machine: Si
         staged(machine)
 
 
-def test_rolling_back_twice_by_hand_works_both_ways(machine: SimulatedMachine) -> None:
+def test_a_second_order_to_roll_back_does_not_return_to_the_release_that_was_left(machine: SimulatedMachine) -> None:
+    committed(machine)
+    booted(machine)
+    revert(machine.session(), why="latency doubled")
+    booted(machine)
+    TrialEngine(machine.session()).healthy_boot()
+    with pytest.raises(Refused, match="an operator rolled it back: latency doubled") as caught:
+        revert(machine.session(), why="latency doubled")
+    assert caught.value.reason == "quarantined"
+    assert booted(machine) is Situation.IDLE
+    assert machine.booted.slot is Slot.A
+
+
+def test_rolling_back_by_hand_works_both_ways_once_the_quarantine_is_cleared(machine: SimulatedMachine) -> None:
     committed(machine)
     booted(machine)
     for slot in (Slot.A, Slot.B, Slot.A):
+        store = machine.session().store
+        ledger = store.ledger()
+        assert ledger is not None
+        store.write_ledger(msgspec.structs.replace(ledger, quarantine=[]))
         revert(machine.session(), why="to and fro")
         booted(machine)
         assert machine.booted.slot is slot

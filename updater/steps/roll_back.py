@@ -9,6 +9,7 @@ import msgspec
 
 from updater.errors import EnvironmentFailure, Refused
 from updater.facts import Facts
+from updater.policy import quarantine_sentence
 from updater.records import Journal, Quarantined, Update, VerdictRecord
 from updater.situation import Situation, decide
 from updater.steps.commit import trial_update
@@ -52,7 +53,8 @@ def end_trial(session: Session, verdict: VerdictRecord, *, reboot: bool = True) 
 def revert(session: Session, *, why: str) -> Update:
     """Go back to the proven release in the other slot; the one that is left is quarantined.
 
-    Raises Refused when the other slot holds nothing proven, SlotDamaged when it does not verify.
+    Raises Refused when the other slot holds nothing proven, or what is quarantined: who orders this twice must not land
+    on the release that they left. Raises SlotDamaged when it does not verify.
     """
     facts = session.facts()
     _refuse_revert(facts)
@@ -65,6 +67,13 @@ def revert(session: Session, *, why: str) -> Update:
             reason="nothing-proven",
         )
     release = proven.release
+    left = facts.ledger.quarantined(release.root.root_hash)
+    if left is not None and left.until is None:
+        raise Refused(
+            f"the other slot holds no release to go back to: {quarantine_sentence(left)}",
+            mend=f"if that is the one that you want: `acl-updater quarantine clear {release.version}`, then this again",
+            reason="quarantined",
+        )
     session.reporter.begin("prove-slot", f"read slot {slot} against the hashes of release {release.version}")
     prove_image(session, slot, release)
     prove_boot_files(session, slot, release)
