@@ -12,12 +12,21 @@ from typing import Any
 
 import pytest
 
+from integration.lab.boots import Observer
 from integration.lab.debugger import Debugger, Unreadable, framed
+from integration.lab.disk import Disk
+from integration.lab.emulator import Emulator, Hardware
 from integration.lab.injections import Processor
 from integration.lab.lying_disk import LyingDisk
+from integration.lab.machine import Machine
 from integration.lab.qmp import QmpTalk
+from integration.lab.run import NotInjected, Run
+from integration.lab.scenario import parse_scenario
+from integration.lab.server import LabServer
+from integration.lab.stock import Stock
 from integration.lab.storage import below_disk
 from integration.lab.strikes import Defect, Moment, ProcessorStrike, Strikes
+from integration.lab.timeline import DiskView
 from integration.lab.unplug import Unplug
 from updater.errors import EnvironmentFailure, InvalidDocument
 
@@ -275,3 +284,61 @@ def test_a_lying_disk_loses_what_was_written_since_and_nothing_else(tmp_path: Pa
     disk.write_bytes(b"b" * 12288)
     assert lying.lose() == 8192
     assert disk.read_bytes() == b"b" * 4096 + b"a" * 8192
+
+
+# -- a run that injected nothing is none -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    """Yield a run whose machine was never on."""
+    (tmp_path / "efi-variables.fd").touch()
+    emulator = Emulator(("qemu",), tmp_path / "code", tmp_path / "vars")
+    observer = Observer(tmp_path, releases={}, look=lambda: DiskView({}, ()))
+    hardware = Hardware()
+    with LabServer(tmp_path) as server:
+        yield Run(
+            Stock(emulator, tmp_path, tmp_path, tmp_path, {}, tmp_path),
+            parse_scenario(b"name: s\nsummary: A scenario.\nsteps: [{power: cut}]\n", "s.yaml"),
+            tmp_path,
+            Machine(emulator, disk=tmp_path / "disk", folder=tmp_path, observer=observer, hardware=hardware),
+            Disk(tmp_path / "disk"),
+            server,
+            observer,
+            {},
+            tmp_path,
+            hardware,
+        )
+
+
+def lying(run: Run, now: bytes) -> LyingDisk:
+    run.disk.path.write_bytes(now)
+    (run.folder / "kept").write_bytes(b"a" * 4096)
+    return LyingDisk(run.disk.path, run.folder / "kept", ((0, 4096),))
+
+
+def test_a_strike_that_was_never_seen_is_an_error(run: Run) -> None:
+    run.require_injection()
+    run.machine.strikes.append(ProcessorStrike(MOMENT, Defect.OOPS))
+    with pytest.raises(NotInjected, match="processor oops"):
+        run.require_injection()
+
+
+def test_a_disk_that_lied_loses_it_when_the_power_goes_and_is_honest_then(run: Run) -> None:
+    run.lying = lying(run, b"b" * 4096)
+    run.power_went()
+    assert run.disk.path.read_bytes() == b"a" * 4096
+    assert not (run.folder / "kept").exists()
+    run.disk.path.write_bytes(b"c" * 4096)
+    run.power_went()
+    assert run.disk.path.read_bytes() == b"c" * 4096
+    run.require_injection()
+
+
+def test_a_disk_that_lied_about_nothing_or_kept_its_power_is_an_error(run: Run) -> None:
+    run.lying = lying(run, b"a" * 4096)
+    with pytest.raises(NotInjected, match="nothing to lose"):
+        run.power_went()
+    run.lying = lying(run, b"b" * 4096)
+    with pytest.raises(NotInjected, match="power never went"):
+        run.require_injection()

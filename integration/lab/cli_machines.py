@@ -47,7 +47,11 @@ def _shell(arguments: argparse.Namespace) -> int:
 
     with connect(arguments.folder) as connection:
         if arguments.command is not None:
-            code, output = run_command(connection, arguments.command, timeout_s=arguments.timeout)
+            try:
+                code, output = run_command(connection, arguments.command, timeout_s=arguments.timeout)
+            except KeyboardInterrupt:
+                print("acl-lab: interrupted; the command and its machine go on", file=sys.stderr)
+                return ExitCode.INTERRUPTED
             sys.stdout.write(output)
             return code
         print("acl-lab: Ctrl-] leaves this shell; the machine goes on", file=sys.stderr)
@@ -69,7 +73,9 @@ def _inject(arguments: argparse.Namespace) -> int:
     if arguments.fault is None:
         now = staging.armed(root)
         if now is None:
-            raise Misuse("no fault was named", mend="name one of `acl-lab faults`", reason="no-fault")
+            raise Misuse(
+                "nothing is armed, and no fault was named", mend="name one of `acl-lab faults`", reason="no-fault"
+            )
         print(json.dumps({"armed": now}) if arguments.json else f"armed: {now}")
         return ExitCode.DONE
     faults = chosen_faults([arguments.fault])
