@@ -12,11 +12,13 @@ import pytest
 from integration.crash.epochs import END, Cut, Kind
 from integration.crash.freeze import parse_point
 from integration.crash.judge import Judged
-from integration.crash.recording import SHORT, WHOLE
+from integration.crash.recording import SHORT, WHOLE, DiskBeforeStore
 from integration.crash.replay import Point, Walk
 from integration.crash.report import report, summary
 from integration.crash.story import Told, name_of, scenario_of, spread, sweep, told_before
 from integration.lab.scenario import parse_scenario
+from updater.errors import EnvironmentFailure
+from updater.layouts import load_layout
 
 
 def point(epoch: int, cut: Cut = END, *, loader: str = "a.conf", phase: str | None = None, wrong: str = "") -> Point:
@@ -103,6 +105,16 @@ def test_a_story_goes_on_to_the_next_good_update(live: bool) -> None:
 def test_what_is_recorded_is_a_scenario_that_ends_powered_off(text: bytes) -> None:
     steps = parse_scenario(text, "a recording").steps
     assert [step.power for step in steps if step.power][-1] == "down"
+
+
+def test_the_entries_of_a_recorded_machine_are_read_from_the_store_behind_its_disk(tmp_path: Path) -> None:
+    machine, seen = tmp_path / "machine.raw", tmp_path / "seen.fd"
+    machine.write_bytes(bytes(1 << 20) + b"its variables now")
+    seen.write_bytes(b"as they were")
+    disk = DiskBeforeStore(machine, load_layout("dps-root-efi"), seen, disk_bytes=1 << 20)
+    with pytest.raises(EnvironmentFailure):
+        disk.order()
+    assert seen.read_bytes() == b"its variables now"
 
 
 def test_an_interrupted_run_leaves_reports_and_no_disks(tmp_path: Path) -> None:

@@ -51,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--most-single", type=int, help="single writes dropped in each epoch (default: every one)")
     parser.add_argument("--again", action="store_true", help="boot every state anew")
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="  %(message)s", stream=sys.stdout)
+    logging.basicConfig(level=logging.WARNING, format="  %(message)s", stream=sys.stdout)
+    # What reads a variable store says so each time.
+    logging.getLogger("integration").setLevel(logging.INFO)
     depth = Depth(arguments.subsets, arguments.most_single)
     layout = arguments.layout
     out = arguments.out or Path("build/crash" if layout == DEFAULT_LAYOUT else f"build/crash-{layout}")
