@@ -103,6 +103,12 @@ def test_a_boot_that_nothing_counts_stays_however_late_it_is(boot: Boot) -> None
     assert boot.said == "acl-updater: nothing stands behind this boot, so it stays: the boot is late\n"
 
 
+def test_a_boot_that_is_complete_is_not_talked_about(boot: Boot) -> None:
+    boot.complete(True)
+    assert boot.leave("boot-complete.target") == SPARED
+    assert boot.said == ""
+
+
 def test_a_boot_that_systemd_boot_counts_is_left(boot: Boot) -> None:
     boot.variable("LoaderInfo", b"")
     boot.variable("LoaderBootCountPath", b"")
