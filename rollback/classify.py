@@ -11,6 +11,10 @@ from updater.health_plugin import Cause, Evidence, Stage
 
 _PANIC = re.compile(r"Kernel panic - not syncing: (.+)")
 _STAND_IN_WATCHDOG = "Software Watchdog Timer expired"
+_OOPS = re.compile(r"\b((?:Oops|BUG): .+)")
+_PLACE = re.compile(r"\b(RIP: 0010:\S+|pc : \S+)")
+# What went wrong, and where, stands in lines before such a panic.
+_SAYS_LITTLE = ("Fatal exception", "softlockup", "Hard LOCKUP")
 _VERITY = re.compile(r"device-mapper: verity: (.*corrupt.*)|dm-verity device corrupted")
 _INITRD_SAID = re.compile(r"acl-updater: initrd: (.+)")
 _IN_INITRD = re.compile(r"systemd\[1\]: .*\binitrd|dracut|sysroot\.mount|Run /init as init process")
@@ -139,7 +143,13 @@ def _nothing_against(signs: Signs) -> Evidence:
 
 def _panic_of(dump: Dump) -> str:
     match = _PANIC.search(dump.text)
-    return match[1].strip()[:_REASON_CHARS] if match else ""
+    if match is None:
+        return ""
+    words = [match[1].strip()]
+    if words[0].startswith(_SAYS_LITTLE):
+        before = dump.text[: match.start()]
+        words += [found[-1].strip() for of in (_OOPS, _PLACE) if (found := of.findall(before))]
+    return ", ".join(words)[:_REASON_CHARS]
 
 
 def _stage_of(text: str, *, reached_userspace: bool) -> Stage:

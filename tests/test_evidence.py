@@ -500,3 +500,23 @@ def test_a_full_disk_keeps_no_evidence_and_fails_nothing(tmp_path: Path) -> None
 def test_a_disk_that_cannot_be_written_fails_nothing(tmp_path: Path) -> None:
     (tmp_path / "evidence").write_text("a file where a folder should be")
     assert EvidenceStore(MountedDirectory(tmp_path), 1 << 20).save("2.0", {"a.txt": b"a"}) == ()
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (
+            "<4>[ 79.1] Oops: invalid opcode: 0000 [#1] SMP\n"
+            "<4>[ 79.2] RIP: 0010:__gup_longterm_locked+0xef/0x9e0\n"
+            "<0>[ 81.8] Kernel panic - not syncing: Fatal exception\n",
+            "Fatal exception, Oops: invalid opcode: 0000 [#1] SMP, RIP: 0010:__gup_longterm_locked+0xef/0x9e0",
+        ),
+        (
+            "<4>[ 9.1] RIP: 0010:warned_long_ago+0x1/0x2\n<0>[ 9.2] Kernel panic - not syncing: VFS: no root\n",
+            "VFS: no root",
+        ),
+    ],
+)
+def test_a_panic_that_says_little_is_told_with_what_went_wrong(node: Node, lines: str, words: str) -> None:
+    node.dump("dmesg-efi_pstore-179515342101001", f"Panic#1 Part1\n{lines}")
+    assert node.collect().sentence == f"the kernel panicked: {words}"

@@ -187,7 +187,7 @@ class Processor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Unplug(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Take the disk away in every boot of a release whose console shows `at`; without it, once the system is up.
 
-    Every request to it fails from then on. A reset finds it plugged in again.
+    Whatever is read or written fails from then on. A reset finds it plugged in again.
     """
 
     release: Release
