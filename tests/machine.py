@@ -7,6 +7,7 @@ import dataclasses
 import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +32,7 @@ from updater.layouts import Layout, load_layout
 from updater.new_disk import new_table
 from updater.node.disk import LayoutDisk
 from updater.node.protocol import Running
+from updater.node.scratch import ScratchFolders
 from updater.plan import boot_files
 from updater.records import factory_ledger, release_record
 from updater.slots import Slot
@@ -145,6 +147,7 @@ class SimulatedMachine(SimulatedNode):
         # Nothing warns of a folder that goes with its machine.
         self._host_folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         weakref.finalize(self, self._host_folder.cleanup)
+        self._scratch = ScratchFolders(Path(self._host_folder.name) / "scratch")
 
     # What the steps ask for.
 
@@ -191,10 +194,8 @@ class SimulatedMachine(SimulatedNode):
     def partial(self) -> Path:
         return Path(self._host_folder.name) / "partial"
 
-    @contextlib.contextmanager
-    def scratch_folder(self) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
+    def scratch_folder(self) -> AbstractContextManager[Path]:
+        return self._scratch.lend()
 
     # What a test does to it.
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +25,7 @@ from updater.gpt import Gpt, parse
 from updater.layouts import Layout
 from updater.node.disk import LayoutDisk
 from updater.node.protocol import Running
+from updater.node.scratch import ScratchFolders
 from updater.partition import FileBlocks, WholeDisk, write_table
 from updater.run import run
 from updater.slots import Slot
@@ -53,6 +53,7 @@ class LiveNode:
         self.architecture = {"x86_64": "x86-64", "aarch64": "arm64"}.get(machine, machine)
         self.state: Directory = MountedDirectory(STATE)
         self.trust: Directory = Below(self.state, "trust")
+        self._scratch = ScratchFolders(STATE / "scratch")
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> LiveNode:
@@ -150,18 +151,8 @@ class LiveNode:
         """Return a folder on the state partition; its stand-in in memory outlives no kill of the machine."""
         return None if DEGRADED.exists() else STATE / "partial"
 
-    @contextlib.contextmanager
-    def scratch_folder(self) -> Iterator[Path]:
-        base = STATE / "scratch"
-        with explained(f"cannot make {base}", "free space on the state partition, mounted at /var"):
-            # A download that a power cut left behind is of no use: boot files are proven whole.
-            shutil.rmtree(base, ignore_errors=True)
-            base.mkdir(parents=True)
-        with (
-            tempfile.TemporaryDirectory(dir=base) as folder,
-            explained(f"cannot write below {base}", "free space on the state partition, mounted at /var"),
-        ):
-            yield Path(folder)
+    def scratch_folder(self) -> AbstractContextManager[Path]:
+        return self._scratch.lend()
 
     @contextlib.contextmanager
     def lock(self, *, wait_s: float = 0.0) -> Iterator[None]:
