@@ -30,7 +30,7 @@ from updater.files import Below
 from updater.gpt import Gpt
 from updater.layouts import Layout, load_layout
 from updater.new_disk import new_table
-from updater.node.disk import LayoutDisk
+from updater.node.disk import LayoutDisk, OnLayoutDisk
 from updater.node.protocol import Running
 from updater.node.scratch import ScratchFolders
 from updater.plan import boot_files
@@ -69,29 +69,13 @@ class Booted:
     root_hash: str
 
 
-class SimulatedNode:
+class SimulatedNode(OnLayoutDisk):
     """What every simulated `Node` answers alike."""
 
     live = True
     image_id: str | None = "acl-reference"
     architecture = "x86-64"
     reboots: list[str]
-
-    @property
-    def _disk(self) -> LayoutDisk:
-        raise NotImplementedError
-
-    def root_hash_in(self, slot: Slot) -> str | None:
-        return self._disk.root_hash_in(slot)
-
-    def label_slot(self, slot: Slot, root_hash: str) -> None:
-        self._disk.label(slot, root_hash)
-
-    def gpt_problem(self) -> str:
-        return self._disk.problem()
-
-    def mend_gpt(self) -> bool:
-        return self._disk.mend()
 
     @contextlib.contextmanager
     def lock(self, *, wait_s: float = 0.0) -> Iterator[None]:
@@ -129,6 +113,7 @@ class SimulatedMachine(SimulatedNode):
             for role in ("data", "hash")
         }
         self.table = _factory_table(self.layout, factory.manifest.root.root_hash)
+        self._disk = LayoutDisk("the disk", self.layout, lambda: self.table, self._write_table)
         self.efi: EfiVariables = NoEfiVariables()
         ledger = factory_ledger(factory.manifest, factory.raw, Slot.A, "2026-11-01T00:00:00Z")
         self.command_line = ""
@@ -162,10 +147,6 @@ class SimulatedMachine(SimulatedNode):
             boot_id=self.boot_id() if self.layout.boot.backend == "efi-bootnext" else "",
             command_line=self.command_line,
         )
-
-    @property
-    def _disk(self) -> LayoutDisk:
-        return LayoutDisk("the disk", self.layout, lambda: self.table, self._write_table)
 
     def _write_table(self, table: Gpt) -> None:
         self.power.spend("write the table's primary copy")

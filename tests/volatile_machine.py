@@ -144,6 +144,7 @@ class VolatileMachine(SimulatedNode):
         }
         end = world.disk_bytes - len(disk.table[1])
         self.disk = VolatileDisk(world.disk_bytes, {0: disk.table[0], end: disk.table[1]}, tell=tell, lies=lies)
+        self._disk = LayoutDisk("the disk", self.layout, self.disk.table, self._write_table)
         self.variables = SimulatedEfiVariables(volatile=True, tell=tell)
         self.variables.values = dict(disk.efi)
         self.efi: EfiVariables = (
@@ -217,10 +218,6 @@ class VolatileMachine(SimulatedNode):
             command_line=self.command_line,
         )
         return self.world.changed_order(backend)
-
-    @property
-    def _disk(self) -> LayoutDisk:
-        return LayoutDisk("the disk", self.layout, self.disk.table, self._write_table)
 
     def _write_table(self, table: Gpt) -> None:
         write_table(self.disk, table)

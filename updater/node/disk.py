@@ -148,3 +148,21 @@ class LayoutDisk:
                 reason="layout-mismatch",
             )
         return partition
+
+
+class OnLayoutDisk:
+    """What every `Node` answers alike whose slots lie on a `LayoutDisk`."""
+
+    _disk: LayoutDisk
+
+    def root_hash_in(self, slot: Slot) -> str | None:
+        return self._disk.root_hash_in(slot)
+
+    def label_slot(self, slot: Slot, root_hash: str) -> None:
+        self._disk.label(slot, root_hash)
+
+    def gpt_problem(self) -> str:
+        return self._disk.problem()
+
+    def mend_gpt(self) -> bool:
+        return self._disk.mend()

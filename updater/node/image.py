@@ -25,7 +25,7 @@ from updater.fatimage import FatImage
 from updater.files import Below, Directory
 from updater.gpt import Gpt, parse
 from updater.layouts import Layout
-from updater.node.disk import LayoutDisk
+from updater.node.disk import LayoutDisk, OnLayoutDisk
 from updater.node.protocol import Running
 from updater.partition import FileBlocks, WholeDisk, write_table
 from updater.records import Ledger
@@ -33,7 +33,7 @@ from updater.slots import Slot
 from updater.store import Store
 
 
-class ImageNode:
+class ImageNode(OnLayoutDisk):
     """A `Node` in a disk image: its running slot is the one that the loader's model would boot."""
 
     live = False
@@ -94,9 +94,6 @@ class ImageNode:
         store = Store(self.state, self.esp, self.now, read_only=True)
         return recorded_root_hash(store.ledger() or Ledger(), store.journal(), slot) or ""
 
-    def root_hash_in(self, slot: Slot) -> str | None:
-        return self._disk.root_hash_in(slot)
-
     def blocks(self, slot: Slot, role: Literal["data", "hash"], *, writable: bool = False) -> Blocks:
         if writable and slot is self.running().slot:
             raise Refused(
@@ -112,15 +109,6 @@ class ImageNode:
             name=f"{self._image} partition {place.partition.number} (slot {slot}, {role})",
             writable=writable,
         )
-
-    def label_slot(self, slot: Slot, root_hash: str) -> None:
-        self._disk.label(slot, root_hash)
-
-    def gpt_problem(self) -> str:
-        return self._disk.problem()
-
-    def mend_gpt(self) -> bool:
-        return self._disk.mend()
 
     def boot_id(self) -> str:
         return ""

@@ -23,7 +23,7 @@ from updater.errors import EnvironmentFailure, Refused
 from updater.files import Below, Directory, MountedDirectory, explained
 from updater.gpt import Gpt, parse
 from updater.layouts import Layout
-from updater.node.disk import LayoutDisk
+from updater.node.disk import LayoutDisk, OnLayoutDisk
 from updater.node.protocol import Running
 from updater.node.scratch import ScratchFolders
 from updater.partition import FileBlocks, WholeDisk, write_table
@@ -40,7 +40,7 @@ IMAGE_OS_RELEASE = tuple(reversed(OS_RELEASE))
 _LOCK_POLL_S = 0.2
 
 
-class LiveNode:
+class LiveNode(OnLayoutDisk):
     """A `Node` on the running system; a context manager, since it mounts the ESP for itself."""
 
     live = True
@@ -104,9 +104,6 @@ class LiveNode:
             )
         return Running(slot, self._root.root_hash, version)
 
-    def root_hash_in(self, slot: Slot) -> str | None:
-        return self._disk.root_hash_in(slot)
-
     def blocks(self, slot: Slot, role: Literal["data", "hash"], *, writable: bool = False) -> Blocks:
         place = self._disk.slot_place(slot, role)
         number = place.partition.number
@@ -125,15 +122,6 @@ class LiveNode:
             name=f"{self._root.device(number)} (slot {slot}, {role})",
             writable=writable,
         )
-
-    def label_slot(self, slot: Slot, root_hash: str) -> None:
-        self._disk.label(slot, root_hash)
-
-    def gpt_problem(self) -> str:
-        return self._disk.problem()
-
-    def mend_gpt(self) -> bool:
-        return self._disk.mend()
 
     def boot_id(self) -> str:
         with explained("cannot read the kernel's boot id", "mount /proc"):
