@@ -13,8 +13,10 @@ from tests.disk_image import make_disk
 from tests.releases import Publisher
 from updater.release.transport import Ways
 
-# A busy machine is no failure: only pytest's own timeout ends a test.
-settings.register_profile("patient", deadline=None)
+# A busy machine is no failure: only pytest's own timeout ends a test. What a change must pass draws the same examples
+# each time; `--hypothesis-profile=explore` draws new ones, as `make fuzz` does for the parsers.
+settings.register_profile("explore", deadline=None)
+settings.register_profile("patient", deadline=None, derandomize=True)
 settings.load_profile("patient")
 
 
