@@ -221,12 +221,14 @@ def terminal(tmp_path: Path) -> Iterator[Path]:
     listener.bind(str(tmp_path / SOCKET))
     listener.listen(1)
 
+    wire, terminal = pty.openpty()
+    process = subprocess.Popen(["setsid", "--ctty", "sh", "-i"], stdin=terminal, stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    # It is at its prompt before anybody comes, as since the boot in a machine: one that only starts dies of the Ctrl-C.
+    os.read(wire, 4096)
+
     def serve() -> None:
         connection, _ = listener.accept()
-        wire, terminal = pty.openpty()
-        argv = ["setsid", "--ctty", "sh", "-i"]
-        process = subprocess.Popen(argv, stdin=terminal, stdout=terminal, stderr=terminal)
-        os.close(terminal)
         with connection, process, contextlib.suppress(OSError):
             watched: list[Any] = [connection, wire]
             while ready := select.select(watched, [], [])[0]:
