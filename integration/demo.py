@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     work = out.with_name(out.name + ".work")
     shutil.rmtree(work, ignore_errors=True)
     try:
-        return _show(out, work)
+        return show(out, work)
     except UpdaterError as error:
         print(f"\ndemo: {error}", file=sys.stderr)
         return int(error.exit_code)
@@ -59,7 +59,8 @@ def _leave(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _show(out: Path, work: Path) -> int:
+def show(out: Path, work: Path) -> int:
+    """Publish three releases in `work` and watch a node take them; return 0 only if every expectation held."""
     began = time.monotonic()
     _heading("Reference images, keys, and a signed repository with three releases")
     stock = publish_three(work)

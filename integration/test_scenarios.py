@@ -14,8 +14,8 @@ from integration.lab.scenario import FOLDER, find_scenarios, load_scenario
 # Those with most boots begin first, so that the last machine does not run alone for long.
 _LONGEST_FIRST = ("hang-", "power-cut-write", "kernel-panic", "initrd-", "init-", "power-cut-", "health-", "downgrade-")
 
-# The demo is `make demo`. The others are refusals before a reboot: `test_faults` meets them on a disk at rest, under
-# the names behind them; `acl-lab run --all` runs them on a live node as well.
+# The demo has releases of its own: `test_demo`. The others are refusals before a reboot: `test_faults` meets them on a
+# disk at rest, under the names behind them; `acl-lab run --all` runs them on a live node as well.
 _ELSEWHERE = {
     "demo": "",
     "esp-full": "loader-esp-full",
