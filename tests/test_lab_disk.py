@@ -18,6 +18,7 @@ from updater.errors import EnvironmentFailure
 from updater.fatimage import FatImage
 from updater.layouts import load_layout
 from updater.run import run, search_path
+from updater.slots import Slot
 
 OFFSET = 1 << 20
 TOOLS = ("mkfs.vfat", "mke2fs", "mcopy", "mdel", "mattrib")
@@ -63,6 +64,30 @@ def test_a_byte_of_a_file_is_found_on_the_disk(tmp_path: Path) -> None:
         assert offset is not None
         assert image.read_bytes()[offset] == content[at]
     assert esp.offset_of("one.bin", 5000) is None
+
+
+@needs_tools
+@pytest.mark.parametrize(("bits", "megabytes"), [(16, 8), (32, 64)])
+def test_a_file_whose_clusters_are_lost_has_its_name_and_its_beginning_only(
+    tmp_path: Path, bits: int, megabytes: int
+) -> None:
+    image = blank(tmp_path / "disk", bits, megabytes)
+    written = FatImage(image, offset_bytes=OFFSET, length_bytes=megabytes << 20)
+    content = os.urandom(800_000)
+    written.write_new("one.bin", [content])
+    esp = FatReader(image, OFFSET)
+    found = esp.link_sector_of("one.bin", 400_000)
+    assert found is not None
+    offset, length = found
+    with image.open("r+b") as file:
+        file.seek(offset)
+        file.write(bytes(length))
+    left = esp.read("one.bin")
+    assert left is not None
+    assert 0 < len(left) < 400_512
+    assert content.startswith(left)
+    assert esp.length_bytes("one.bin") == len(content)
+    assert esp.link_sector_of("one.bin", 800_000) is None
 
 
 def test_what_is_no_fat_is_refused(tmp_path: Path) -> None:
@@ -158,6 +183,32 @@ def test_a_block_of_the_data_and_one_of_the_tree_are_told_apart(disk: Disk) -> N
         with disk.path.open("rb") as file:
             file.seek(disk.partition(label).offset_bytes + 3 * 4096)
             assert any(file.read(4096)) is changed
+
+
+@needs_tools
+def test_a_slot_becomes_a_copy_of_the_other_under_its_own_names(disk: Disk) -> None:
+    table, holds = disk.table(), disk.held(Slot.B)
+    disk.flip_block("a", 5)
+    disk.flip_block("a", 0, "hash")
+    disk.flip_block("b", 9)
+    disk.copy_slot("a", "b")
+    for role in ("root-{}", "root-{}-verity"):
+        first, second = (disk.partition(role.format(slot)) for slot in "ab")
+        with disk.path.open("rb") as file:
+            pieces = [list(written_pieces(file.fileno(), p.offset_bytes, p.length_bytes)) for p in (first, second)]
+        assert pieces[0], role
+        assert pieces[0] == pieces[1], role
+    assert (disk.table(), disk.held(Slot.B)) == (table, holds)
+
+
+@needs_tools
+def test_the_clusters_of_one_file_are_lost_and_of_no_other(disk: Disk) -> None:
+    disk.rewrite_file("EFI/acl/b.efi", lambda _: os.urandom(3 << 20))
+    disk.lose_clusters("EFI/acl/b.efi")
+    assert len(disk.esp().read("EFI/acl/b.efi") or b"") < 3 << 20
+    assert disk.esp().read("loader/entries/b+3-0.conf") == b"title two\n"
+    with pytest.raises(EnvironmentFailure, match=r"no EFI/acl/c\.efi"):
+        disk.lose_clusters("EFI/acl/c.efi")
 
 
 @needs_tools

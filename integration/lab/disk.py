@@ -184,6 +184,19 @@ class Disk:
         label = self.layout.partition(role, Slot(slot)).label
         self._flip(self.partition(label).offset_bytes + block * _BLOCK_BYTES + 17)
 
+    def copy_slot(self, source: str, target: str) -> None:
+        """Give a slot the data and the hash tree of the other one; its UKI and its partitions keep their names."""
+        with self.path.open("r+b") as file:
+            for role in ("data", "hash"):
+                old, new = (self.partition(self.layout.partition(role, Slot(slot)).label) for slot in (source, target))
+                for at in range(0, min(old.length_bytes, new.length_bytes), _PIECE_BYTES):
+                    file.seek(old.offset_bytes + at)
+                    piece = file.read(min(_PIECE_BYTES, old.length_bytes - at, new.length_bytes - at))
+                    file.seek(new.offset_bytes + at)
+                    if file.read(len(piece)) != piece:
+                        file.seek(new.offset_bytes + at)
+                        file.write(piece)
+
     def flip_file(self, path: str, at_byte: int) -> None:
         """Invert one byte of a file on the ESP."""
         offset = self.esp().offset_of(path, at_byte)
@@ -220,6 +233,17 @@ class Disk:
     def protect_file(self, path: str) -> None:
         """Give a file on the ESP the attribute `read-only`."""
         run([_tool("mattrib"), "+r", "-i", self._esp_image(), f"::{path}"])
+
+    def lose_clusters(self, path: str) -> None:
+        """Zero one sector of the ESP's first allocation table: the one that leads on from the middle of a file."""
+        esp = self.esp()
+        found = esp.link_sector_of(path, (esp.length_bytes(path) or 0) // 2)
+        if found is None:
+            raise EnvironmentFailure(f"the ESP has no {path}", mend="mend the scenario", reason="lab-disk")
+        offset, length = found
+        with self.path.open("r+b") as file:
+            file.seek(offset)
+            file.write(bytes(length))
 
     def zero(self, label: str, at_byte: int, length: int) -> None:
         """Overwrite a part of a partition with zeros."""

@@ -82,17 +82,35 @@ class FatReader:
 
     def offset_of(self, path: str, at_byte: int) -> int | None:
         """Return where in the image a byte of a file lies, or None when the file is absent or shorter."""
+        cluster = self._cluster_of(path, at_byte)
+        return None if cluster is None else self._offset + self._at(cluster) + at_byte % self._cluster_bytes
+
+    def link_sector_of(self, path: str, at_byte: int) -> tuple[int, int] | None:
+        """Return where in the image the sector of the first table lies that leads on from a byte of a file.
+
+        It is an offset with a length, or None when the file is absent or shorter.
+        """
+        cluster = self._cluster_of(path, at_byte)
+        if cluster is None:
+            return None
+        at = self._fat_start + cluster * (4 if self._is_fat32 else 2)
+        return self._offset + at - at % self._sector, self._sector
+
+    @property
+    def _cluster_bytes(self) -> int:
+        return self._sector * self._per_cluster
+
+    def _cluster_of(self, path: str, at_byte: int) -> int | None:
         folder, _, name = path.rpartition("/")
         found = next((e for e in self._folder(folder) or [] if e.name.lower() == name.lower()), None)
         if found is None or at_byte >= found.length_bytes:
             return None
-        length = self._sector * self._per_cluster
         cluster: int | None = found.cluster
-        for _ in range(at_byte // length):
+        for _ in range(at_byte // self._cluster_bytes):
             cluster = self._next(cluster) if cluster is not None else None
         if cluster is None:
             raise Torn(f"{self._image}: {path} is shorter than its folder says")
-        return self._offset + self._at(cluster) + at_byte % length
+        return cluster
 
     def _folder(self, path: str) -> list[FatName] | None:
         raw = (
@@ -111,7 +129,7 @@ class FatReader:
         return self._read(self._root_start, self._root_bytes)
 
     def _chain(self, cluster: int, limit: int | None) -> bytes:
-        length = self._sector * self._per_cluster
+        length = self._cluster_bytes
         pieces: list[bytes] = []
         following: int | None = cluster
         while following is not None and following >= 2 and (limit is None or len(pieces) * length < limit):
@@ -122,7 +140,7 @@ class FatReader:
         return b"".join(pieces)
 
     def _at(self, cluster: int) -> int:
-        return self._data_start + (cluster - 2) * self._sector * self._per_cluster
+        return self._data_start + (cluster - 2) * self._cluster_bytes
 
     def _next(self, cluster: int) -> int | None:
         width, last = (4, 0x0FFFFFF8) if self._is_fat32 else (2, 0xFFF8)

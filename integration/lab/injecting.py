@@ -70,6 +70,8 @@ def _(action: Tamper, run: Run) -> None:
     disk = run.disk
     if action.partition is not None:
         disk.zero(action.partition, action.at_byte or 0, action.zero_bytes or 0)
+    elif action.slot is not None and action.copy_of is not None:
+        disk.copy_slot(action.copy_of, action.slot)
     elif action.slot is not None and action.block is not None:
         disk.flip_block(action.slot, action.block, "hash" if action.tree else "data")
     elif action.file is not None:
@@ -93,6 +95,8 @@ def _tamper_file(action: Tamper, path: str, run: Run) -> None:
         disk.rewrite_file(path, lambda _: text.encode())
     elif action.remove:
         disk.remove_file(path)
+    elif action.lose_clusters:
+        disk.lose_clusters(path)
     else:
         disk.protect_file(path)
 

@@ -62,15 +62,18 @@ class Cut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Tamper(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Change bytes on the powered-off disk, behind everybody's back.
 
-    Either 4096-byte block `block` of a slot (of its hash tree with `tree`, else of its data); or a file of the ESP:
+    Either 4096-byte block `block` of a slot (of its hash tree with `tree`, else of its data); or the whole slot, which
+    becomes a copy of the slot `copy_of`; or a file of the ESP:
     truncated to `truncate_bytes`, with the byte at `at_byte` changed, renamed to `rename` in its folder, filled up with
-    `append_bytes` zeros, zeroed (`zero`), removed (`remove`) or with the attribute `read_only`, or with the `content`
-    of another; or a `partition` by its label: `zero_bytes` of it from the byte `at_byte` on become zero.
+    `append_bytes` zeros, zeroed (`zero`), removed (`remove`), with the attribute `read_only`, with the `content`
+    of another, or with a hole in its chain of clusters, where one sector of the ESP's first table became zeros
+    (`lose_clusters`); or a `partition` by its label: `zero_bytes` of it from the byte `at_byte` on become zero.
     """
 
     slot: SlotName | None = None
     block: _Count | None = None
     tree: bool = False
+    copy_of: SlotName | None = None
     file: Text | None = None
     truncate_bytes: _Count | None = None
     at_byte: _Count | None = None
@@ -79,6 +82,7 @@ class Tamper(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     zero: Literal[True] | None = None
     remove: Literal[True] | None = None
     read_only: Literal[True] | None = None
+    lose_clusters: Literal[True] | None = None
     content: Text | None = None
     partition: Text | None = None
     zero_bytes: Annotated[int, limited("write a number of bytes", ge=1, le=1 << 30)] | None = None
@@ -91,8 +95,8 @@ class Tamper(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 "it needs one object",
                 "give `slot` and `block`, `file`, or `partition` and `zero_bytes`",
             )
-        if self.slot is not None and self.block is None:
-            raise Wrong("scenario", "block", "the key 'block' is missing", "add it")
+        if self.slot is not None and (self.block is None) == (self.copy_of is None):
+            raise Wrong("scenario", "block", "a slot needs one change", "give `block` or `copy_of`")
         if self.partition is not None and self.zero_bytes is None:
             raise Wrong("scenario", "zero_bytes", "the key 'zero_bytes' is missing", "add it")
         if self.file is not None and len([key for key in FILE_CHANGES if getattr(self, key) is not None]) != 1:
@@ -106,6 +110,7 @@ FILE_CHANGES = (
     "append_bytes",
     "zero",
     "remove",
+    "lose_clusters",
     "read_only",
     "content",
 )
