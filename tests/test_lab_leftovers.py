@@ -79,6 +79,8 @@ def test_the_disk_of_a_killed_run_goes_when_the_next_begins_and_that_of_a_live_o
         pass
     assert (folder / "disk.raw").exists()
     (folder / "serial-01.log").touch()
+    for name in ("disk.raw.partial/manifest", "repository/metadata"):
+        (folder / name).mkdir(parents=True)
     killed(run)
     assert sweep(tmp_path) == [folder]
     assert [path.name for path in folder.iterdir()] == ["serial-01.log"]

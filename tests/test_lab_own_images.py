@@ -80,7 +80,7 @@ def test_what_is_missing_or_for_another_layout_is_named(mine: Path) -> None:
     ("change", "why"),
     [
         (("1: out/1.0.0, ", ""), "no release 1"),
-        (("own:", "secure_boot: true\nown:"), "no firmware knows the keys"),
+        (("own:", "secure_boot: true\nown:"), "no key of yours"),
     ],
 )
 def test_own_images_that_cannot_be_a_node_are_refused_by_their_key(change: tuple[str, str], why: str) -> None:

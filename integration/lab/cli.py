@@ -131,6 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     mkdisk.add_argument("--sector", type=int, choices=(512, 4096), default=512, help="bytes (default: %(default)s)")
     mkdisk.add_argument("--seed", default="factory", help="all UUIDs follow from it (default: %(default)s)")
     mkdisk.add_argument("--out", type=Path, default=Path("node.raw"), metavar="FILE", help="(default: %(default)s)")
+    mkdisk.add_argument("--secure-boot-key", type=Path, metavar="PEM", help="sign the loader with this key")
+    mkdisk.add_argument("--secure-boot-certificate", type=Path, metavar="PEM", help="the key's certificate")
     mkdisk.add_argument("--force", action="store_true", help="write over a file that is there")
     mkdisk.set_defaults(run=_mkdisk)
     return parser
@@ -199,6 +201,8 @@ def _mkdisk(arguments: argparse.Namespace) -> int:
 
     if arguments.layout is None and arguments.release is None:
         raise Misuse("no layout was named", mend="give --layout NAME, or --release FOLDER", reason="no-layout")
+    if (arguments.secure_boot_key is None) != (arguments.secure_boot_certificate is None):
+        raise Misuse("a key goes with its certificate", mend="give both or none", reason="no-certificate")
     disk: Path = arguments.out
     if disk.exists() and not arguments.force:
         raise Misuse(f"{disk} is there already", mend="give --force, or another --out", reason="file-exists")
@@ -224,6 +228,7 @@ def _make_with_release(arguments: argparse.Namespace, disk: Path, layout: Layout
     from integration.images.tooltree import tool_tree
     from updater.manifest import parse_manifest
     from updater.release.build import BuiltRelease
+    from updater.release.uki import SecureBoot
 
     path = arguments.release / "manifest.json"
     try:
@@ -231,7 +236,17 @@ def _make_with_release(arguments: argparse.Namespace, disk: Path, layout: Layout
     except OSError as error:
         raise Misuse(f"there is no release in {arguments.release}: {error}", mend="build one first") from error
     release = BuiltRelease(arguments.release, manifest)
-    make_factory_disk(release, disk, tool_tree(), seed=arguments.seed, layout=layout, sector_bytes=arguments.sector)
+    make_factory_disk(
+        release,
+        disk,
+        tool_tree(),
+        seed=arguments.seed,
+        layout=layout,
+        sector_bytes=arguments.sector,
+        signing=SecureBoot(arguments.secure_boot_key, arguments.secure_boot_certificate)
+        if arguments.secure_boot_key
+        else None,
+    )
 
 
 def chosen(names: Sequence[str], tags: Sequence[str], *, everything: bool) -> list[Path]:

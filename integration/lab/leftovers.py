@@ -45,10 +45,13 @@ def occupied(folder: Path) -> Iterator[None]:
 
 def drop_disks(folder: Path) -> None:
     """Remove from a run's folder what weighs gigabytes, and leave what was written about it."""
-    for leftover in (*folder.glob(f"{DISK}*"), folder / VARIABLES, folder / "twin.raw"):
-        leftover.unlink(missing_ok=True)
-    for name in ("repository", SCRATCH):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    # Beside a disk stands a folder of what has arrived for it, after an update that came to nothing.
+    names = (VARIABLES, "twin.raw", "repository", SCRATCH)
+    for leftover in (*folder.glob(f"{DISK}*"), *(folder / name for name in names)):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -238,9 +238,9 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     own: Own | None = None
 
     def __post_init__(self) -> None:
-        if self.secure_boot and self.own is not None and self.own.variables is None:
-            why = "no firmware knows the keys of your own release"
-            raise Wrong("scenario", "own", why, "give `variables`: a store that holds them")
+        if self.secure_boot and self.own is not None and None in (self.own.variables, self.own.disk):
+            why = "the lab has no key of yours, for a loader or for a firmware"
+            raise Wrong("scenario", "own", why, "give `disk` with a signed loader, and `variables` that hold your keys")
 
     @property
     def releases(self) -> set[int]:
