@@ -6,27 +6,25 @@ import fcntl
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from integration.lab.disk import VARIABLES
+from integration.lab.node import SCRATCH
 from updater.errors import EnvironmentFailure
 
 log = logging.getLogger(__name__)
 
 DISK = "disk.raw"
 REPORT = "report.json"
-SCRATCH = "scratch"
 
 
 @contextmanager
 def occupied(folder: Path) -> Iterator[None]:
     """Hold an empty folder of this name for one run; raise EnvironmentFailure when another run works in it.
 
-    The kernel lets go of it with the process, whatever ended that. Temporary files, those of child processes too, lie
-    in it meanwhile: an updater whose power is cut removes none.
+    The kernel lets go of it with the process, whatever ended that.
     """
     if folder.is_dir() and not _is_free(folder):
         raise EnvironmentFailure(
@@ -37,8 +35,7 @@ def occupied(folder: Path) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with _scratch_in(folder / SCRATCH):
-            yield
+        yield
     finally:
         os.close(descriptor)
 
@@ -52,23 +49,6 @@ def drop_disks(folder: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
-
-
-@contextmanager
-def _scratch_in(scratch: Path) -> Iterator[None]:
-    scratch.mkdir()
-    before = os.environ.get("TMPDIR")
-    os.environ["TMPDIR"] = str(scratch.resolve())
-    # Forgets where Python has found room once: it looks again.
-    tempfile.tempdir = None
-    try:
-        yield
-    finally:
-        os.environ.pop("TMPDIR")
-        if before is not None:
-            os.environ["TMPDIR"] = before
-        tempfile.tempdir = None
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def sweep(out: Path) -> list[Path]:
