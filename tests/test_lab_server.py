@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 import requests
 
-from integration.lab.server import LabServer, ServerFault
+from integration.lab.server import Http, LabServer, ServerFault
 
 CONTENT = bytes(range(256)) * 2048
 
@@ -134,3 +135,15 @@ def test_a_slow_server_sends_all_the_same(server: LabServer) -> None:
     server.break_with(ServerFault("slow", rate=2_000_000))
     assert get(server, "blobs/one").content == CONTENT
     assert server.fault_hits > 1
+
+
+@pytest.mark.parametrize(("error", "told"), [(ConnectionResetError("gone"), False), (ValueError("a defect"), True)])
+def test_a_client_that_hangs_up_is_not_told_as_a_defect(
+    error: Exception, told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Http(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        try:
+            raise error
+        except type(error):
+            server.handle_error(None, ("127.0.0.1", 1))
+    assert (str(error) in capsys.readouterr().err) is told

@@ -53,6 +53,7 @@ def cached(kind: str, recipe: Mapping[str, Any], make: Callable[[Path, Path], No
             (partial / "recipe.json").write_text(json.dumps(recipe, indent=2, sort_keys=True) + "\n")
             partial.rename(final)
             log.info("%s %s: made in %.0f s", kind, key, time.monotonic() - started)
+            _forget_killed(home)
             _forget_unused(home, keep=key)
         os.utime(final)
     return final
@@ -83,6 +84,19 @@ def remove_tree(path: Path) -> None:
             mend=f"run: sudo rm -rf --one-file-system {path}",
             reason="cache-leftover",
         ) from error
+
+
+def _forget_killed(home: Path) -> None:
+    """Remove what makers left that were killed: nobody holds their locks."""
+    for partial in home.glob("*.partial"):
+        with (home / f"{partial.stem}.lock").open("a") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove_tree(partial)
+            except BlockingIOError:
+                continue
+            except EnvironmentFailure as error:
+                log.info("%s", error)
 
 
 def _forget_unused(home: Path, keep: str) -> None:

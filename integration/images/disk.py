@@ -13,6 +13,7 @@ from pathlib import Path
 from integration.images.loaders import artifact_path, install_loader, loader_files
 from integration.images.new_disk import fill_boot, fill_state, refuse_sectors, write_new_table
 from integration.images.reference import with_tools
+from integration.images.secure_boot import sign
 from integration.images.tooltree import ToolTree
 from updater.errors import EnvironmentFailure
 from updater.layouts import Layout, load_layout
@@ -20,6 +21,7 @@ from updater.manifest import BLOCK_BYTES
 from updater.plan import sizes
 from updater.records import Kept, Ledger, Proven, encode_state, release_record
 from updater.release.build import BuiltRelease
+from updater.release.uki import SecureBoot
 from updater.slots import Slot
 from updater.store import ESP_LEDGERS, FACTORY_LEDGER
 from updater.verity import superblock
@@ -35,10 +37,12 @@ def make_factory_disk(
     seed: str = "factory",
     layout: Layout | None = None,
     sector_bytes: int = 512,
+    signing: SecureBoot | None = None,
 ) -> None:
     """Write a disk to `disk`; all its UUIDs follow from the seed and the release.
 
-    `layout` stands for the release's first one, for images that do not fit into its partitions.
+    `layout` stands for the release's first one, for images that do not fit into its partitions; `signing` signs the
+    loader.
     """
     with_tools(tools)
     layout = layout or load_layout(release.manifest.layouts[0])
@@ -61,7 +65,13 @@ def make_factory_disk(
         file.write(superblock(release.manifest.root))
     _write(disk, tree_offset + BLOCK_BYTES, release.tree)
     with tempfile.TemporaryDirectory(dir=disk.parent) as folder:
-        fill_boot(table.named(layout.boot_partition.label), disk, _boot_files(layout, release, tools), Path(folder))
+        loader = tools.loader
+        if signing is not None:
+            loader = Path(folder) / "loader.efi"
+            sign(tools.loader, loader, signing, tools)
+        content = Path(folder) / "content"
+        content.mkdir()
+        fill_boot(table.named(layout.boot_partition.label), disk, _boot_files(layout, release, loader), content)
     install_loader(layout, disk, offsets, tools)
     with tempfile.TemporaryDirectory(dir=disk.parent) as folder:
         records = Path(folder) / layout.state_folder
@@ -101,13 +111,13 @@ def factory_ledger(release: BuiltRelease) -> bytes:
     return encode_state(Kept(ledger))
 
 
-def _boot_files(layout: Layout, release: BuiltRelease, tools: ToolTree) -> dict[str, bytes | Path]:
+def _boot_files(layout: Layout, release: BuiltRelease, loader: Path) -> dict[str, bytes | Path]:
     artifact = artifact_path(layout)
     addons = {a.name: release.addon(a.name) for a in release.manifest.addons if a.slot in (None, Slot.A)}
     return {
         artifact: release.uki,
         **{f"{artifact}.extra.d/{name}": path for name, path in addons.items()},
-        **loader_files(layout, release.uki, addons, release.manifest.version, tools),
+        **loader_files(layout, release.uki, addons, release.manifest.version, loader),
         ESP_LEDGERS[0]: factory_ledger(release),
     }
 

@@ -21,17 +21,20 @@ def artifact_path(layout: Layout) -> str:
 
 
 def loader_files(
-    layout: Layout, uki: Path, addons: Mapping[str, Path], version: str, tools: ToolTree
+    layout: Layout, uki: Path, addons: Mapping[str, Path], version: str, loader: Path
 ) -> dict[str, bytes | Path]:
-    """Return what lies on the layout's boot partition, by path; `version`, `uki` and `addons` are slot a's."""
+    """Return what lies on the layout's boot partition, by path; `version`, `uki` and `addons` are slot a's.
+
+    `loader` is systemd-boot, signed where the firmware wants that.
+    """
     if layout.boot.backend == "grub-env":
         return {**grub.loader_files(uki, addons, version)}
     if layout.boot.backend == "gpt-priority":
         # Its loader is the vendor's: Debian has none that knows these bits.
         return {record_path(Slot.A): record_text(version)}
     return {
-        "EFI/BOOT/BOOTX64.EFI": tools.loader,
-        "EFI/systemd/systemd-bootx64.efi": tools.loader,
+        "EFI/BOOT/BOOTX64.EFI": loader,
+        "EFI/systemd/systemd-bootx64.efi": loader,
         **factory_files(version),
     }
 

@@ -15,6 +15,7 @@ from integration.images.base import EPOCH, Base, base_tree
 from integration.images.btrfs import as_btrfs
 from integration.images.layers import Layer, compose
 from integration.images.product import product_layer
+from integration.images.ssh import ssh_layer
 from integration.images.tooltree import ToolTree, tool_tree
 from updater.layouts import Layout, load_layout
 from updater.release.build import BuildInputs, BuiltRelease, build_release
@@ -121,7 +122,7 @@ def build(spec: ReleaseSpec, out: Path, ingredients: ReferenceImages | None = No
         panic_s, command_line = 1, [*_COMMAND_LINE, *_LAB_COMMAND_LINE]
         mark = {"usr/lib/acl-lab/release": TreeFile(f"{spec.version}\n".encode())}
         lab = read_files(_HERE / "lab/root")
-        layers += [lab, mark]
+        layers += [lab, ssh_layer(), mark]
         initrd.update({**read_files(_HERE / "lab/initrd"), **mark, _FAULT_GENERATOR: lab[_FAULT_GENERATOR]})
     layers += [{"usr/lib/os-release": TreeFile(_os_release(spec.version))}, _config(layers, layout), spec.changes]
     tree = out / "tree.tar"

@@ -119,6 +119,11 @@ class ToolTree:
         return self.root / "tree/usr/share/OVMF/OVMF_CODE_4M.fd"
 
     @property
+    def secure_firmware_code(self) -> Path:
+        """Return OVMF's code with Secure Boot, which wants a machine with system management mode."""
+        return self.root / "tree/usr/share/OVMF/OVMF_CODE_4M.secboot.fd"
+
+    @property
     def firmware_variables(self) -> Path:
         """Return OVMF's empty variable store: copy it for each machine."""
         return self.root / "tree/usr/share/OVMF/OVMF_VARS_4M.fd"

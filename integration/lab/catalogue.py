@@ -153,6 +153,7 @@ class Needs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     config: dict[str, Any] = {}
     kernel: list[Text] = []
     units: dict[str, Text] = {}
+    secure_boot: bool = False
 
 
 class FaultFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -284,6 +285,7 @@ def compose(fault: FaultFile, *, short: bool = False) -> Scenario:
         units={**_UNITS, **fault.needs.units},
         memory_mib=fault.needs.memory_mib,
         watchdog=fault.needs.watchdog,
+        secure_boot=fault.needs.secure_boot,
     )
 
 

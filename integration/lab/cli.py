@@ -8,8 +8,7 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -19,8 +18,6 @@ from integration.lab.terms import DEFAULT_LAYOUT, Misuse
 from updater.errors import ExitCode, UpdaterError
 
 if TYPE_CHECKING:
-    from integration.lab.disk import Disk
-    from integration.lab.emulator import Emulator, Given
     from updater.layouts import Layout
 
 _EXAMPLES = """\
@@ -112,6 +109,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     boot.add_argument("--layout", default=DEFAULT_LAYOUT, metavar="NAME", help="the disk's (default: %(default)s)")
     boot.add_argument("--disk", type=Path, help="boot this raw disk image instead, and keep what changes")
+    boot.add_argument("--secure-boot", action="store_true", help="by a firmware that starts what is signed alone")
+    boot.add_argument(
+        "--variables", type=Path, metavar="FILE", help="begin with a copy of this store of EFI variables, and its keys"
+    )
     boot.add_argument("--out", type=Path, default=Path("build/lab/boot"), help="folder (default: %(default)s)")
     boot.add_argument("--memory", type=int, default=1024, metavar="MIB", help="memory (default: %(default)s MiB)")
     boot.set_defaults(run=_boot)
@@ -130,6 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     mkdisk.add_argument("--sector", type=int, choices=(512, 4096), default=512, help="bytes (default: %(default)s)")
     mkdisk.add_argument("--seed", default="factory", help="all UUIDs follow from it (default: %(default)s)")
     mkdisk.add_argument("--out", type=Path, default=Path("node.raw"), metavar="FILE", help="(default: %(default)s)")
+    mkdisk.add_argument("--secure-boot-key", type=Path, metavar="PEM", help="sign the loader with this key")
+    mkdisk.add_argument("--secure-boot-certificate", type=Path, metavar="PEM", help="the key's certificate")
     mkdisk.add_argument("--force", action="store_true", help="write over a file that is there")
     mkdisk.set_defaults(run=_mkdisk)
     return parser
@@ -152,7 +155,8 @@ def _list(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from integration.lab import terminal
     from integration.lab.catalogue import chosen_faults, compose
-    from integration.lab.factory import make_stock
+    from integration.lab.leftovers import sweep
+    from integration.lab.own_stock import stock_for
     from integration.lab.report import junit, report_document
     from integration.lab.runner import execute
     from integration.lab.scenario import load_scenario
@@ -164,10 +168,11 @@ def _run(arguments: argparse.Namespace) -> int:
         scenarios += [load_scenario(path) for path in paths]
     live = None if arguments.json else terminal.Live()
     reports = []
+    sweep(arguments.out)
     for scenario in scenarios:
         if live is not None:
             print(f"\n{scenario.name}: {scenario.summary}\n", flush=True)
-        stock = make_stock(scenario.layout)
+        stock = stock_for(scenario)
         try:
             report = execute(
                 stock,
@@ -196,6 +201,8 @@ def _mkdisk(arguments: argparse.Namespace) -> int:
 
     if arguments.layout is None and arguments.release is None:
         raise Misuse("no layout was named", mend="give --layout NAME, or --release FOLDER", reason="no-layout")
+    if (arguments.secure_boot_key is None) != (arguments.secure_boot_certificate is None):
+        raise Misuse("a key goes with its certificate", mend="give both or none", reason="no-certificate")
     disk: Path = arguments.out
     if disk.exists() and not arguments.force:
         raise Misuse(f"{disk} is there already", mend="give --force, or another --out", reason="file-exists")
@@ -221,6 +228,7 @@ def _make_with_release(arguments: argparse.Namespace, disk: Path, layout: Layout
     from integration.images.tooltree import tool_tree
     from updater.manifest import parse_manifest
     from updater.release.build import BuiltRelease
+    from updater.release.uki import SecureBoot
 
     path = arguments.release / "manifest.json"
     try:
@@ -228,7 +236,17 @@ def _make_with_release(arguments: argparse.Namespace, disk: Path, layout: Layout
     except OSError as error:
         raise Misuse(f"there is no release in {arguments.release}: {error}", mend="build one first") from error
     release = BuiltRelease(arguments.release, manifest)
-    make_factory_disk(release, disk, tool_tree(), seed=arguments.seed, layout=layout, sector_bytes=arguments.sector)
+    make_factory_disk(
+        release,
+        disk,
+        tool_tree(),
+        seed=arguments.seed,
+        layout=layout,
+        sector_bytes=arguments.sector,
+        signing=SecureBoot(arguments.secure_boot_key, arguments.secure_boot_certificate)
+        if arguments.secure_boot_key
+        else None,
+    )
 
 
 def chosen(names: Sequence[str], tags: Sequence[str], *, everything: bool) -> list[Path]:
@@ -253,15 +271,22 @@ def chosen(names: Sequence[str], tags: Sequence[str], *, everything: bool) -> li
 
 
 def _boot(arguments: argparse.Namespace) -> int:
+    from integration.lab.booting import to_boot
     from integration.lab.boots import Event, Observer
-    from integration.lab.emulator import Hardware
     from integration.lab.machine import Machine
     from integration.lab.serial import plain
-    from integration.lab.shell import KERNEL_PARAMETERS, socket_path
 
     folder: Path = arguments.out
     folder.mkdir(parents=True, exist_ok=True)
-    emulator, disk, versions, given = _to_boot(arguments, folder)
+    start = to_boot(
+        folder,
+        layout=arguments.layout,
+        disk=arguments.disk,
+        variables=arguments.variables,
+        secure_boot=arguments.secure_boot,
+        memory_mib=arguments.memory,
+        faults=arguments.fault,
+    )
 
     def tell(event: Event) -> None:
         print(f"\x1b[36m── {event.text}\x1b[0m", flush=True)
@@ -271,37 +296,14 @@ def _boot(arguments: argparse.Namespace) -> int:
             if shown := plain(line):
                 print(shown, flush=True)
 
-    observer = Observer(folder, releases=versions, look=disk.look, tell=tell, show=show)
-    hardware = Hardware(memory_mib=arguments.memory, uefi=disk.layout.is_uefi, shell=socket_path(folder))
-    with Machine(emulator, disk=disk.path, folder=folder, observer=observer, hardware=hardware) as machine:
-        machine.given = replace(given, kernel_parameters=(*KERNEL_PARAMETERS, *given.kernel_parameters))
+    disk = start.disk
+    observer = Observer(folder, releases=start.versions, look=disk.look, tell=tell, show=show)
+    with Machine(start.emulator, disk=disk.path, folder=folder, observer=observer, hardware=start.hardware) as machine:
+        machine.given = start.given
         print(f"acl-lab: `acl-lab shell {folder}` opens a root shell in it", file=sys.stderr)
+        print(f"acl-lab: so does `ssh -F {folder}/ssh-config node`, once it has a network", file=sys.stderr)
         machine.power_on()
         with contextlib.suppress(KeyboardInterrupt):
             while machine.is_on:
                 machine.pause(1.0)
     return ExitCode.DONE
-
-
-def _to_boot(arguments: argparse.Namespace, folder: Path) -> tuple[Emulator, Disk, Mapping[str, str], Given]:
-    """Return what `boot` needs: a copy of the factory disk, or the user's own, for which no image has to be built."""
-    from integration.lab.catalogue import given_to_guest
-    from integration.lab.disk import Disk, copy_disk, take_store, take_variables
-    from integration.lab.emulator import Given, find_emulator
-    from integration.lab.factory import make_stock
-    from updater.layouts import load_layout
-
-    own: Path | None = arguments.disk
-    if own is not None and not own.is_file():
-        raise Misuse(f"there is no disk image {own}", mend="see `acl-lab mkdisk --help`", reason="no-disk")
-    if own is not None and not arguments.fault:
-        emulator, layout = find_emulator(), load_layout(arguments.layout)
-        by_variables = layout.boot.backend == "efi-bootnext"
-        store = take_store(emulator.firmware_variables, folder) if by_variables else None
-        return emulator, Disk(own, layout, store), {}, Given()
-    stock = make_stock(arguments.layout)
-    disk = Disk(own or folder / "disk.raw", load_layout(stock.layout), take_variables(stock, folder))
-    if own is None:
-        copy_disk(stock.disk, disk.path)
-    given = given_to_guest(arguments.fault, lambda number: stock.release(number).version)
-    return stock.emulator, disk, stock.versions, given

@@ -19,11 +19,15 @@ def add_parsers(commands: Any) -> None:
         "shell",
         help="a root shell in a machine that `acl-lab boot` started",
         description="Open a root shell on the second serial port of the machine in FOLDER; Ctrl-] leaves it. It works "
-        "without a network, and as soon as PID 1 of the release runs.",
+        "without a network, and as soon as PID 1 of the release runs. With --ssh it is `ssh` with a key of this "
+        "machine's own: several at once, with pipes; FOLDER/ssh-config is for `ssh -F`.",
     )
     shell.add_argument("folder", nargs="?", type=Path, default=Path("build/lab/boot"), help="the --out of `boot`")
     shell.add_argument("-c", "--command", metavar="COMMAND", help="run this, print its output, exit with its code")
-    shell.add_argument("--timeout", type=float, default=60.0, metavar="S", help="for -c (default: %(default)g)")
+    shell.add_argument("--ssh", action="store_true", help="through the network, once the guest has one")
+    shell.add_argument(
+        "--timeout", type=float, default=60.0, metavar="S", help="for -c and a server to answer (default: %(default)g)"
+    )
     shell.set_defaults(run=_shell)
 
     inject = commands.add_parser(
@@ -43,8 +47,12 @@ def add_parsers(commands: Any) -> None:
 
 
 def _shell(arguments: argparse.Namespace) -> int:
+    from integration.lab import ssh
     from integration.lab.shell import connect, interact, run_command
 
+    if arguments.ssh:
+        words = [arguments.command] if arguments.command is not None else []
+        return ssh.run(arguments.folder, words, timeout_s=arguments.timeout)
     with connect(arguments.folder) as connection:
         if arguments.command is not None:
             try:

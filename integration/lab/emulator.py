@@ -9,6 +9,7 @@ from pathlib import Path
 
 from integration.lab.accelerator import accelerator, cpu_model
 from integration.lab.storage import SectorError, disk_options, escaped
+from updater.errors import EnvironmentFailure
 
 AGENT_PORT = "org.acl.lab"
 # An emulated timer can miss the kernel's own check of it while the host is busy: the kernel then panics, with nothing
@@ -24,6 +25,7 @@ class Emulator:
     firmware_code: Path
     firmware_variables: Path
     accelerator: str = "tcg"
+    secure_firmware_code: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,9 @@ class Hardware:
     """The parts of a machine that stay the same over its boots; without `uefi` its firmware is a BIOS.
 
     `clock` is what its real-time clock says at power-on (None: the host's time), `slow_disk` bytes a second, `twin` a
-    second disk, `shell` a socket for a second serial port; `debugger` lets the lab stop the processor.
+    second disk, `shell` a socket for a second serial port; `debugger` lets the lab stop the processor. With
+    `secure_boot` the firmware is the one that can do it; what it trusts is in the variable store. `ssh_port` of the
+    host's loopback leads to the guest's port 22.
     """
 
     memory_mib: int = 1024
@@ -46,6 +50,8 @@ class Hardware:
     variables_read_only: bool = False
     shell: Path | None = None
     debugger: bool = False
+    secure_boot: bool = False
+    ssh_port: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,7 @@ class Given:
     """What this boot is given from outside, without touching its images: kernel parameters and credentials."""
 
     kernel_parameters: tuple[str, ...] = ()
-    credentials: Mapping[str, str] = field(default_factory=dict)
+    credentials: Mapping[str, str | bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +91,8 @@ def smbios_strings(given: Given) -> list[str]:
     strings = []
     for name, value in sorted(given.credentials.items()):
         # Base64, because QEMU and the firmware's tables have their own ideas about commas and newlines.
-        strings.append(f"io.systemd.credential.binary:{name}={b64encode(value.encode()).decode()}")
+        raw = value.encode() if isinstance(value, str) else value
+        strings.append(f"io.systemd.credential.binary:{name}={b64encode(raw).decode()}")
     if given.kernel_parameters:
         # systemd-stub takes the first string of this name only, so all parameters travel in one; GRUB can ask for the
         # last string alone.
@@ -104,13 +111,15 @@ def command(
     recording: Recording | None = None,
 ) -> list[str]:
     """Return the argv that boots `disk`; the machine pauses when the guest resets or powers off."""
+    # Only in that mode may the firmware write its own store: else the kernel could enrol a key by itself.
+    smm = "on" if hardware.secure_boot else "off"
     argv = [
         # The kernel kills QEMU when the thread that started it is gone, whatever killed that thread.
         *("setpriv", "--pdeathsig", "KILL", "--"),
         *emulator.qemu,
         *("-nodefaults", "-no-user-config", "-display", "none"),
         # Without the controllers that nothing hangs on: their drivers cost each boot a second of the processor.
-        *("-machine", f"q35,accel={emulator.accelerator},smm=off,vmport=off,sata=off,i8042=off"),
+        *("-machine", f"q35,accel={emulator.accelerator},smm={smm},vmport=off,sata=off,i8042=off"),
         *("-cpu", cpu_model(emulator.accelerator)),
         *("-smp", "1", "-m", f"{hardware.memory_mib}"),
         *("-rtc", f"base={hardware.clock or 'utc'},clock=host"),
@@ -143,7 +152,8 @@ def command(
     if hardware.watchdog:
         argv += ["-device", "i6300esb"]
     if hardware.network:
-        argv += ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]
+        forward = f",hostfwd=tcp:127.0.0.1:{hardware.ssh_port}-:22" if hardware.ssh_port else ""
+        argv += ["-netdev", f"user,id=net{forward}", "-device", "virtio-net-pci,netdev=net,romfile="]
     forced = _TCG_PARAMETERS if emulator.accelerator == "tcg" else ()
     for text in smbios_strings(replace(given, kernel_parameters=(*forced, *given.kernel_parameters))):
         argv += ["-smbios", f"type=11,value={escaped(text)}"]
@@ -152,11 +162,25 @@ def command(
 
 def _firmware(emulator: Emulator, variables: Path | None, hardware: Hardware) -> tuple[str, ...]:
     """Return the options of the firmware, whose store is elsewhere when `variables` is None."""
-    code = ("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={escaped(str(emulator.firmware_code))}")
+    program = _firmware_code(emulator, hardware)
+    code: tuple[str, ...] = ("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={escaped(str(program))}")
+    if hardware.secure_boot:
+        # Without sleep: its wake-up path is one more that would have to be guarded, and OVMF refuses to start.
+        code += ("-global", "driver=cfi.pflash01,property=secure,value=on", "-global", "ICH9-LPC.disable_s3=1")
     if variables is None:
         return code
     lock = "readonly=on," if hardware.variables_read_only else ""
     return (*code, "-drive", f"if=pflash,unit=1,format=raw,{lock}file={escaped(str(variables))}")
+
+
+def _firmware_code(emulator: Emulator, hardware: Hardware) -> Path:
+    if not hardware.secure_boot:
+        return emulator.firmware_code
+    if emulator.secure_firmware_code is None:
+        raise EnvironmentFailure(
+            "this emulator has no firmware with Secure Boot", mend="use the tool tree's", reason="lab-secure-boot"
+        )
+    return emulator.secure_firmware_code
 
 
 def _recorded(disk: Path, recording: Recording) -> tuple[str, ...]:
@@ -186,4 +210,5 @@ def find_emulator() -> Emulator:
     tree = tool_tree()
     qemu = (str(tree.tool("qemu-system-x86_64")),)
     code, variables = tree.firmware_code, tree.firmware_variables
-    return Emulator(qemu, code, variables, accelerator(qemu, code, variables, cache_folder() / "accelerator"))
+    works = accelerator(qemu, code, variables, cache_folder() / "accelerator")
+    return Emulator(qemu, code, variables, works, tree.secure_firmware_code)

@@ -22,6 +22,7 @@ from integration.lab.terms import DEFAULT_LAYOUT
 from updater.layouts import Layout, load_layout
 from updater.manifest import Manifest, parse_manifest, tree_length_bytes
 from updater.release.cpio import TreeFile
+from updater.release.uki import SecureBoot
 from updater.slots import Slot
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ _SOURCES = ("updater", "rollback", "partition-layouts", "integration/images")
 _FILES = ("pyproject.toml", "constraints.txt")
 _TOP = Path(__file__).resolve().parents[2]
 _TRUST = "usr/share/acl-updater/trust"
+_TRUSTING = "efi-variables.secure-boot.fd"
 
 # Number -> version and what it is for. Number 1 is the factory release, 4 is older than it.
 VERSIONS = {
@@ -60,7 +62,7 @@ def make_stock(layout: str = DEFAULT_LAYOUT) -> Stock:
 
     emulator = find_emulator()
     home = cached("lab-stock", recipe(layout), lambda folder, final: _make(folder, final, layout))
-    repository = _renewed(home)
+    repository = renewed(home)
     about_releases = versions_for(load_layout(layout))
     releases = {
         int(number): Known(int(number), item["version"], item["root_hash"], about_releases[int(number)][1])
@@ -78,6 +80,7 @@ def make_stock(layout: str = DEFAULT_LAYOUT) -> Stock:
         about,
         layout,
         variables=store if store.exists() else None,
+        trusting=home / _TRUSTING if (home / _TRUSTING).exists() else None,
     )
 
 
@@ -86,7 +89,7 @@ def versions_for(layout: Layout) -> dict[int, tuple[str, str]]:
     return VERSIONS | (USR_VERSIONS if layout.swaps == "usr" else {})
 
 
-def _spec(number: int, layout: Layout, trusted: Mapping[str, TreeFile]) -> ReleaseSpec:
+def _spec(number: int, layout: Layout, trusted: Mapping[str, TreeFile], signing: SecureBoot | None) -> ReleaseSpec:
     # As Azure Container Linux has it: addons carry the verity parameters.
     addons = layout.partition("data", Slot.A).fixed_partuuid is not None and number != 7
     return ReleaseSpec(
@@ -95,6 +98,7 @@ def _spec(number: int, layout: Layout, trusted: Mapping[str, TreeFile]) -> Relea
         layout=layout.name,
         slot_addons=addons,
         file_system="btrfs" if number == 6 else "erofs",
+        signing=signing,
     )
 
 
@@ -116,6 +120,7 @@ def _make(folder: Path, final: Path, layout: str) -> None:
     from integration.images.boot_options import make_boot_options
     from integration.images.disk import make_factory_disk
     from integration.images.reference import build, prepare
+    from integration.images.secure_boot import enroll, make_key
 
     disk_layout = load_layout(layout)
     parts = prepare()
@@ -126,19 +131,24 @@ def _make(folder: Path, final: Path, layout: str) -> None:
     trust.mkdir()
     shutil.copyfile(repository / "metadata/1.root.json", trust / "1.root.json")
     root = TreeFile((trust / "1.root.json").read_bytes())
+    # A firmware without Secure Boot does not look at signatures, so that one stock serves both.
+    signing = make_key(folder / "secure-boot") if disk_layout.is_uefi else None
     known = {}
     for number, (version, _) in versions_for(disk_layout).items():
         if number in (_TOO_LARGE, _UKI_TOO_LARGE):
             continue
         log.info("lab: building release %s", version)
-        spec = _spec(number, disk_layout, {f"{_TRUST}/1.root.json": root})
+        spec = _spec(number, disk_layout, {f"{_TRUST}/1.root.json": root}, signing)
         release = build(spec, folder / f"build-{number}", parts)
         known[number] = {"version": version, "root_hash": release.manifest.root.root_hash}
         if number == 1:
-            make_factory_disk(release, folder / "factory.raw", parts.tools)
+            make_factory_disk(release, folder / "factory.raw", parts.tools, signing=signing)
+            store = find_emulator().firmware_variables
             if disk_layout.boot.backend == "efi-bootnext":
-                empty = find_emulator().firmware_variables
-                make_boot_options(folder / "factory.raw", disk_layout, empty, folder / VARIABLES)
+                make_boot_options(folder / "factory.raw", disk_layout, store, folder / VARIABLES)
+                store = folder / VARIABLES
+            if signing is not None:
+                enroll(store, folder / _TRUSTING, signing.certificate)
     builds = sorted(folder.glob("build-*"))
     # Plain: scenarios cut and tamper by bytes served, and compressing four releases takes minutes.
     acl_release("publish", "--plain", *builds, "--repo", repository, "--keys", keys)
@@ -148,12 +158,12 @@ def _make(folder: Path, final: Path, layout: str) -> None:
     promote(repository, keys, VERSIONS[2][0])
     for build_folder in builds:
         shutil.rmtree(build_folder)
-    _forget_old(final)
+    forget_old(final)
     (folder / "releases.json").write_text(json.dumps(known, indent=2))
     (folder / "loader").write_text(f"{parts.tools.loader_version}\n")
 
 
-def _forget_old(final: Path) -> None:
+def forget_old(final: Path) -> None:
     """Remove stocks that nobody has used for a while: each weighs gigabytes, and every change of a source makes one."""
     for other in final.parent.iterdir():
         if other.is_dir() and other != final and time.time() - other.stat().st_mtime > _UNUSED_S:
@@ -196,7 +206,7 @@ def _publish_manifest(repository: Path, keys: Path, manifest: Manifest) -> dict[
     return {"version": manifest.version, "root_hash": manifest.root.root_hash}
 
 
-def _renewed(home: Path) -> Path:
+def renewed(home: Path) -> Path:
     """Return a copy of the cached repository whose short-lived metadata is fresh."""
     from integration.images.cache import locked
 

@@ -209,6 +209,8 @@ def _(action: Repository, run: Run) -> None:
         publisher.promote(repository, keys, run.version(action.promote))
     elif action.withdraw is not None:
         publisher.withdraw(repository, keys, run.version(action.withdraw))
+    elif action.unsign is not None:
+        publisher.unsign(repository, keys, run.version(action.unsign))
     elif action.attack is not None:
         attacks.forge(action.attack, repository, keys)
 

@@ -248,6 +248,7 @@ class Repository(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `tamper` flips a byte in every served file that matches a glob, `lose` removes them; `expire` lets the short-lived
     metadata expire; `renew` signs it anew; `promote` makes the channel offer a release; `withdraw` withdraws one;
+    `unsign` publishes one again whose UKI bears no signature for Secure Boot;
     `attack` forges metadata: `mixed` (a new timestamp over the old snapshot), `wrong-key` (a timestamp that a stranger
     signed), `unsigned`, `short-threshold` (a new root that too few signed), `huge`, `deep` (32 delegations in a chain);
     `restore` undoes all.
@@ -259,6 +260,7 @@ class Repository(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     renew: Literal[True] | None = None
     promote: Release | None = None
     withdraw: Release | None = None
+    unsign: Release | None = None
     attack: Literal["mixed", "wrong-key", "unsigned", "short-threshold", "huge", "deep"] | None = None
     restore: Literal[True] | None = None
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from typing import Any
 
 from integration.lab.machine import Machine
 from updater.errors import EnvironmentFailure
+
+SCRATCH = "updater-scratch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,15 @@ def offline(
     store = ["--efi-vars", str(variables)] if variables is not None else []
     argv = [sys.executable, "-c", start, "--json", "--disk", str(disk), *store, "--config", str(config)]
     argv += shlex.split(words)
-    environment = {**os.environ, "PATH": f"{_tools()}:{os.environ.get('PATH', '')}", "LC_ALL": "C.UTF-8"}
+    # An updater whose power is cut removes none of its temporary files.
+    scratch = disk.parent / SCRATCH
+    scratch.mkdir(exist_ok=True)
+    environment = {
+        **os.environ,
+        "TMPDIR": str(scratch.resolve()),
+        "PATH": f"{_tools()}:{os.environ.get('PATH', '')}",
+        "LC_ALL": "C.UTF-8",
+    }
     process = subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", "--", *argv],
         stdin=subprocess.DEVNULL,
@@ -139,6 +150,7 @@ def offline(
                     ) from None
     finally:
         _kill(process)
+        shutil.rmtree(scratch, ignore_errors=True)
     return did(words, process.returncode, out.decode("utf-8", "replace"), err.decode("utf-8", "replace"), killed)
 
 

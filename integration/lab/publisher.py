@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import shutil
 import sys
 from pathlib import Path
@@ -80,6 +81,48 @@ def renew(repository: Path, keys: Path) -> None:
 def promote(repository: Path, keys: Path, version: str) -> None:
     """Make the channel `stable` offer a release."""
     acl_release("promote", version, "--channel", "stable", "--repo", repository, "--keys", keys)
+
+
+def unsign(repository: Path, keys: Path, version: str) -> None:
+    """Publish a release again, as a builder would who forgot Secure Boot: its UKI bears no signature."""
+    import msgspec
+
+    from updater.manifest import Artifact, parse_manifest
+    from updater.release.keys import KeyRing
+    from updater.release.repository import opened, utc_now
+    from updater.schema import encode_json
+
+    with opened(repository, KeyRing([keys]), utc_now) as revision:
+        path = f"manifests/{version}.json"
+        manifest = parse_manifest(revision.target(path) or b"", path)
+        content = without_signature((repository / _blob(manifest.uki.sha256)).read_bytes())
+        digest = hashlib.sha256(content).hexdigest()
+        blob = repository / _blob(digest)
+        blob.parent.mkdir(exist_ok=True)
+        blob.write_bytes(content)
+        uki = Artifact(len(content), digest)
+        revision.put_target(path, encode_json(msgspec.structs.replace(manifest, uki=uki)))
+        revision.publish()
+
+
+def without_signature(program: bytes) -> bytes:
+    """Return an EFI program without its signatures; raise EnvironmentFailure for one that bears none."""
+    import pefile
+
+    pe = pefile.PE(data=program, fast_load=True)
+    entry = pe.OPTIONAL_HEADER.DATA_DIRECTORY[pefile.DIRECTORY_ENTRY["IMAGE_DIRECTORY_ENTRY_SECURITY"]]
+    if not entry.VirtualAddress:
+        raise EnvironmentFailure(
+            "this program bears no signature to take away", mend="make the stock anew", reason="fault-not-injected"
+        )
+    # Of this entry alone the address is a place in the file: the signatures are its last bytes.
+    end = entry.VirtualAddress
+    entry.VirtualAddress = entry.Size = 0
+    return bytes(pe.write()[:end])
+
+
+def _blob(digest: str) -> str:
+    return f"blobs/{digest[:2]}/{digest}"
 
 
 def withdraw(repository: Path, keys: Path, version: str) -> None:

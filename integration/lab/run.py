@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ _MOST_DEADLINE_S = 150
 _MOST_PACE = 3.0
 # What a lying disk really holds, while a scenario runs.
 KEPT = "disk.raw.kept"
+# What the kernel says of the firmware that started it, as the stub told it.
+_SECURE = "Secure boot enabled"
 _CONFIG_PATH = "/etc/acl-updater/config.d/90-lab.yaml"
 
 
@@ -147,6 +149,8 @@ class Run:
                 mend="name a block that is read, or written",
                 reason="fault-not-injected",
             )
+        if self.scenario.secure_boot:
+            require_secure_boot(self.machine.boots)
         if self.lying is not None:
             raise NotInjected(
                 "the disk lied, and the power never went", mend="add a step that cuts it", reason="fault-not-injected"
@@ -171,6 +175,17 @@ class Run:
                 mend="see the hooks of the reference image and the serial logs",
                 reason="fault-not-injected",
             )
+
+
+def require_secure_boot(boots: Sequence[Boot]) -> None:
+    """Raise NotInjected unless a kernel of these boots said that Secure Boot is on, and none that it is off."""
+    said = [sighting.text for boot in boots for sighting in boot.sightings if sighting.mark is Mark.SECURE_BOOT]
+    if boots and (not said or set(said) != {_SECURE}):
+        raise NotInjected(
+            f"Secure Boot was not on: the kernels said {_shown(sorted(set(said)))}",
+            mend="see the serial logs, and the keys in the variable store",
+            reason="fault-not-injected",
+        )
 
 
 def paced(text: str, pace: float) -> str:

@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from integration.lab.boots import Event, Observer
-from integration.lab.disk import VARIABLES, Disk, copy_disk, take_variables
+from integration.lab.disk import VARIABLES, Disk, copy_disk, take_store, take_variables
 from integration.lab.emulator import Hardware
 from integration.lab.injecting import perform
+from integration.lab.leftovers import DISK, drop_disks, occupied
 from integration.lab.machine import Machine
 from integration.lab.publisher import link
 from integration.lab.report import Held, Report, write_reports
@@ -38,12 +39,27 @@ def execute(
 
     `tell` is told each event, `show` the console's bytes. `start` is a disk and a variable store to begin with, in
     place of the factory's.
-    Never raises for what the scenario or the machine did: a run that cannot be judged has an error.
+    Never raises for what the scenario or the machine did: a run that cannot be judged has an error. Raises
+    EnvironmentFailure when another run works in the folder.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    with occupied(folder):
+        return _execute(stock, scenario, folder, tell=tell, show=show, keep_disk=keep_disk, start=start)
+
+
+def _execute(
+    stock: Stock,
+    scenario: Scenario,
+    folder: Path,
+    *,
+    tell: Callable[[Event], None] | None,
+    show: Callable[[bytes], None] | None,
+    keep_disk: bool,
+    start: tuple[Path, Path] | None,
+) -> Report:
     started, began = datetime.now(UTC), time.monotonic()
-    disk = Disk(folder / "disk.raw", load_layout(stock.layout), take_variables(stock, folder))
+    if scenario.secure_boot:
+        take_store(stock.store_with_secure_boot(), folder)
+    disk = Disk(folder / DISK, load_layout(stock.layout), take_variables(stock, folder))
     observer = Observer(folder, releases=stock.versions, look=disk.look, tell=tell, show=show)
     held: list[Held] = []
     error: str | None = None
@@ -59,7 +75,11 @@ def execute(
             copy_with_sectors(stock.disk, disk.path, disk.layout, scenario.sector)
         repository = own_repository(stock, scenario, folder)
         hardware = Hardware(
-            scenario.memory_mib, scenario.watchdog, uefi=disk.layout.is_uefi, sector_bytes=scenario.sector
+            scenario.memory_mib,
+            scenario.watchdog,
+            uefi=disk.layout.is_uefi,
+            sector_bytes=scenario.sector,
+            secure_boot=scenario.secure_boot,
         )
         with (
             LabServer(repository) as server,
@@ -93,7 +113,7 @@ def execute(
         observer.note("lab", error)
     except BaseException:
         # Ctrl-C, or a matrix that is ended: the machine is off by now, and nobody will look at its disk.
-        _drop_disks(folder)
+        drop_disks(folder)
         raise
     report = Report(
         name=scenario.name,
@@ -108,15 +128,8 @@ def execute(
     )
     write_reports(folder, report)
     if not keep_disk:
-        _drop_disks(folder)
+        drop_disks(folder)
     return report
-
-
-def _drop_disks(folder: Path) -> None:
-    """Remove what weighs gigabytes, and leave what was written about it."""
-    for leftover in (*folder.glob("disk.raw*"), folder / VARIABLES, folder / "twin.raw"):
-        leftover.unlink(missing_ok=True)
-    shutil.rmtree(folder / "repository", ignore_errors=True)
 
 
 def own_repository(stock: Stock, scenario: Scenario, folder: Path) -> Path:

@@ -28,6 +28,7 @@ from integration.lab.terms import (
     Seconds,
     SlotName,
     Text,
+    Wrong,
     check_pattern,
     exactly_one,
 )
@@ -183,6 +184,32 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return getattr(self, self.kind)
 
 
+class Own(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Your own image in the place of the lab's; paths are relative to the scenario's file.
+
+    `releases` are folders that `acl-release build` left, by number: 1 is the factory release. The lab publishes them by
+    keys of its own. `disk` is a raw disk image that holds release 1; without it one is made as `acl-lab mkdisk` makes
+    it. `variables` is its store of EFI variables, which Secure Boot wants: it holds your keys.
+    """
+
+    releases: dict[Release, Text]
+    disk: Text | None = None
+    variables: Text | None = None
+
+    def __post_init__(self) -> None:
+        if 1 not in self.releases:
+            raise Wrong("scenario", "releases", "there is no release 1", "name the one that the disk begins with")
+
+    def beside(self, folder: Path) -> Own:
+        """Return it with paths that do not depend on where one stands, relative ones taken from `folder`."""
+
+        def at(path: str) -> str:
+            return str((folder / path).resolve())
+
+        releases = {number: at(path) for number, path in self.releases.items()}
+        return Own(releases, self.disk and at(self.disk), self.variables and at(self.variables))
+
+
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A whole scenario.
 
@@ -190,6 +217,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sector size in bytes. `config` goes over the node's configuration; `kernel` are parameters for every boot;
     `units` are drop-ins for systemd units, by unit name, for the initrd and the system: shorter deadlines, mostly.
     The name may bear `~` with the drop-in's own, which decides what it comes after.
+    With `secure_boot` the machine's firmware starts what the lab's key has signed, as its loader and releases are, and
+    a run in which a kernel did not say that this was on is an error. With `own`, all starts from images of yours.
     On a busy machine the health check's deadline grows by itself; in `kernel` and `units`, `@20` is 20 seconds that
     grow likewise.
     """
@@ -205,6 +234,13 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     units: dict[str, Text] = {}
     memory_mib: Annotated[int, limited("write MiB, from 256 to 16384", ge=256, le=16384)] = 1024
     watchdog: bool = True
+    secure_boot: bool = False
+    own: Own | None = None
+
+    def __post_init__(self) -> None:
+        if self.secure_boot and self.own is not None and None in (self.own.variables, self.own.disk):
+            why = "the lab has no key of yours, for a loader or for a firmware"
+            raise Wrong("scenario", "own", why, "give `disk` with a signed loader, and `variables` that hold your keys")
 
     @property
     def releases(self) -> set[int]:
@@ -226,7 +262,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return found
 
 
-_RELEASE_KEYS = {"committed", "settled", "running", "release", "promote", "withdraw", "update_to"}
+_RELEASE_KEYS = {"committed", "settled", "running", "release", "promote", "withdraw", "unsign", "update_to"}
 
 
 def parse_scenario(raw: bytes, source: str) -> Scenario:
@@ -246,6 +282,8 @@ def load_scenario(path: Path) -> Scenario:
             str(path), "name", f"{scenario.name!r} is not the file's name", f"write `name: {path.stem}`"
         )
         raise placed(wrong, raw, str(path))
+    if scenario.own is not None:
+        return msgspec.structs.replace(scenario, own=scenario.own.beside(path.parent))
     return scenario
 
 

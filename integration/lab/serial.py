@@ -15,6 +15,7 @@ class Mark(Enum):
     LOADER_ERROR = "loader error"
     STUB = "stub"
     KERNEL = "kernel"
+    SECURE_BOOT = "secure boot"
     COMMAND_LINE = "command line"
     INITRD = "initrd"
     SWITCH_ROOT = "switch root"
@@ -44,6 +45,7 @@ _PATTERNS: tuple[tuple[Mark, re.Pattern[str]], ...] = tuple(
         (Mark.LOADER_ERROR, r"(?P<text>(?:Error (?:loading|opening|reading|preparing|starting)|Failed to execute) .*)"),
         (Mark.STUB, r"EFI stub: (?P<text>.*)"),
         (Mark.COMMAND_LINE, r"^(?:\[ *[0-9.]+\] )?(?:Kernel c|C)ommand line: (?P<text>.*)"),
+        (Mark.SECURE_BOOT, r"\] secureboot: (?P<text>Secure boot .*)"),
         (Mark.KERNEL, r"\] (?P<text>Linux version \S+)"),
         (Mark.FAULT, r"acl-lab: fault (?P<text>.*)"),
         (Mark.PANIC, r"Kernel panic - not syncing: (?P<text>.*)"),

@@ -6,6 +6,7 @@ import fnmatch
 import re
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 from integration.lab.lies import LIES, lie
@@ -68,8 +69,7 @@ class LabServer:
         class Handler(_Handler):
             server_of_tests = outer
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-        self._http.daemon_threads = True
+        self._http = Http(("127.0.0.1", port), Handler)
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.1,), daemon=True, name="http")
 
     def __enter__(self) -> Self:
@@ -141,6 +141,17 @@ class LabServer:
         """Keep an answered request."""
         with self._lock:
             self.served.append(Served(time.time(), path, status, body_bytes))
+
+
+class Http(ThreadingHTTPServer):
+    """A server to which a client that hangs up, as one whose power is cut, is nothing worth a word."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Tell of an error in answering, unless it is the client's leaving."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

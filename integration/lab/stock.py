@@ -27,7 +27,8 @@ class Stock:
 
     `disk` is a powered-off factory disk of the layout `layout` on release 1, `repository` a folder for any static
     server, `keys` the folder of its keys, `trust` the folder of trusted roots that the images carry. `variables` is the
-    factory's store of EFI variables, where the disk's loader needs one.
+    factory's store of EFI variables, where the disk's loader needs one, `trusting` the same with Secure Boot on: it
+    trusts the key that signed the loader and every release.
     """
 
     emulator: Emulator
@@ -39,6 +40,7 @@ class Stock:
     about: Mapping[str, str] = field(default_factory=dict)
     layout: str = DEFAULT_LAYOUT
     variables: Path | None = None
+    trusting: Path | None = None
 
     def release(self, number: int) -> Known:
         """Return a release by its number; raise EnvironmentFailure when the repository has none."""
@@ -50,6 +52,16 @@ class Stock:
                 mend=f"use one of {', '.join(map(str, sorted(self.releases)))}",
                 reason="lab-release",
             ) from None
+
+    def store_with_secure_boot(self) -> Path:
+        """Return the variable store of a machine with Secure Boot; raise EnvironmentFailure where there is none."""
+        if self.trusting is None:
+            raise EnvironmentFailure(
+                f"a machine of the layout {self.layout} has no UEFI, so no Secure Boot",
+                mend="take `secure_boot` away, or choose another layout",
+                reason="lab-secure-boot",
+            )
+        return self.trusting
 
     def number(self, version: str | None) -> int | None:
         """Return the number of a version, or None for one that the lab does not know."""
