@@ -23,6 +23,7 @@ _HEAD_BYTES = 1 << 16
 # systemd's catalogue (sd-messages.h): stable over versions and languages, unlike the sentences.
 _SHUTDOWN_ASKED = "98268866d1d54a499c4e98921d93bc40"
 _JOURNAL_STOPPED = "d93fb3c9c24d451a97cea615ce59c00b"
+_JOURNAL_STARTED = "f77379a8490b408bbe5f6940505a777b"
 _UNIT_FAILED = "d9b373ed55a64feb8242e02dbe79a49c"
 
 # PID 1's emergency_action() names no message id.
@@ -129,7 +130,8 @@ def read_signs(boot_id: str, entries: Iterable[dict[str, Any]]) -> BootSigns:
         found["last_line"] = line
         message_id = entry.get("MESSAGE_ID")
         asked = asked or message_id == _SHUTDOWN_ASKED
-        orderly = orderly or message_id == _JOURNAL_STOPPED
+        # The initrd's journal stops as well, when the root's takes over.
+        orderly = (orderly or message_id == _JOURNAL_STOPPED) and message_id != _JOURNAL_STARTED
         unit = str(entry.get("UNIT", ""))
         if message_id == _UNIT_FAILED and unit and unit not in failed:
             failed.append(unit)
