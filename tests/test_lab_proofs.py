@@ -27,6 +27,7 @@ from updater.errors import EnvironmentFailure
 __all__ = ["run"]
 
 EDK2_COUNTER = uuid.UUID("eb704011-1402-11d3-8e77-00a0c969723b")
+EDK2_NO_ROOM = uuid.UUID("04b37fe8-f6ae-480b-bdd5-37d98c5e89aa")
 # Lines that QEMU's machine showed on its serial console.
 RTC = "[    2.572535] rtc_cmos 00:01: setting system clock to {} UTC (1)\n"
 VDA = """[    7.014251] virtio_blk virtio0: [vda] 3575808 512-byte logical blocks (1.83 GB/1.71 GiB)
@@ -103,6 +104,18 @@ def test_a_store_from_which_the_firmware_dropped_the_fillers_was_not_full(store:
     start(store)
     FileEfiVariables(store).delete("AclLabFiller000", firmware_store.FILLER_GUID)
     assert "fillers are in it" in str(proof.missing(1))
+
+
+def test_a_store_is_full_when_the_firmware_noted_that_it_found_no_room(store: Path) -> None:
+    FileEfiVariables(store).write("VarErrorFlag", b"\xff", EDK2_NO_ROOM)
+    FileEfiVariables(store).write("ConOut", bytes(73), GLOBAL_GUID)
+    firmware_store.fill(store)
+    proof = hand_over(StoreFault.FULL, store, 0)
+    start(store)
+    FileEfiVariables(store).delete("ConOut", GLOBAL_GUID)
+    assert "bytes are free" in str(proof.missing(1))
+    FileEfiVariables(store).write("VarErrorFlag", b"\xef", EDK2_NO_ROOM)
+    assert proof.missing(1) is None
 
 
 def test_a_store_that_is_written_is_not_read_only(store: Path) -> None:

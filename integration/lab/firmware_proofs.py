@@ -16,6 +16,8 @@ from updater.efivars import GLOBAL_GUID
 # Where EDK2's firmware counts its starts: the high half of its monotonic counter, MdeModulePkg/Universal/
 # MonotonicCounterRuntimeDxe, which grows by one in each.
 _COUNTER, _COUNTER_GUID = "MTC", uuid.UUID("eb704011-1402-11d3-8e77-00a0c969723b")
+# Where it notes that a variable found no room (VarErrorFlag.h); all bits are set as long as none did.
+_NO_ROOM, _NO_ROOM_GUID = "VarErrorFlag", uuid.UUID("04b37fe8-f6ae-480b-bdd5-37d98c5e89aa")
 
 
 class StoreFault(Enum):
@@ -62,6 +64,9 @@ class StoreProof:
         kept, free = len(variables.names(FILLER_GUID)), variables.free_bytes() or 0
         if kept != self.fillers:
             return f"{kept} of {self.fillers} fillers are in it"
+        if variables.read(_NO_ROOM, _NO_ROOM_GUID) not in (None, b"\xff"):
+            # What did not fit anew may be gone, and have left its room.
+            return None
         return None if free < SMALLEST_BYTES else f"{free} bytes are free in it"
 
 
