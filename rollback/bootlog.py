@@ -23,6 +23,7 @@ _HEAD_BYTES = 1 << 16
 # systemd's catalogue (sd-messages.h): stable over versions and languages, unlike the sentences.
 _SHUTDOWN_ASKED = "98268866d1d54a499c4e98921d93bc40"
 _JOURNAL_STOPPED = "d93fb3c9c24d451a97cea615ce59c00b"
+_JOURNAL_STARTED = "f77379a8490b408bbe5f6940505a777b"
 _UNIT_FAILED = "d9b373ed55a64feb8242e02dbe79a49c"
 
 # PID 1's emergency_action() names no message id.
@@ -32,6 +33,8 @@ _SHUTDOWN_TARGET = re.compile(r"^systemd: Reached target (?:reboot|poweroff|halt
 _EMERGENCY = re.compile(r"^systemd: Reached target (?:emergency|rescue)\.target|^acl-updater: emergency mode")
 _DEADLINE = re.compile(r"^acl-updater: the boot is not complete at its deadline")
 _ABANDONED = re.compile(r"^acl-updater: the health service is gone")
+# What the updater itself says on a node with a second disk of the same identifiers.
+_TWIN = re.compile(r"^acl-updater: (?:acl-updater: )?(/dev/\S+ has the same (?:PARTUUID|label) as .+)")
 _VERITY = re.compile(r"^kernel: (device-mapper: verity: .*corrupt.*)")
 
 
@@ -39,8 +42,9 @@ _VERITY = re.compile(r"^kernel: (device-mapper: verity: .*corrupt.*)")
 class BootSigns:
     """What one boot's journal says about its end; empty strings where it says nothing.
 
-    `action` is the reason that PID 1 gave for rebooting by itself. `orderly` tells a shutdown that was carried out in
-    order, and `asked` that somebody asked for it. `failed_units` are in the order of their failures.
+    `action` is the reason that PID 1 gave for rebooting by itself, `twin` the words about another disk with the same
+    identifiers. `orderly` tells a shutdown that was carried out in order, and `asked` that somebody asked for it.
+    `failed_units` are in the order of their failures.
     """
 
     boot_id: str
@@ -50,6 +54,7 @@ class BootSigns:
     emergency: str = ""
     deadline: str = ""
     abandoned: str = ""
+    twin: str = ""
     verity: str = ""
     asked: bool = False
     orderly: bool = False
@@ -125,7 +130,8 @@ def read_signs(boot_id: str, entries: Iterable[dict[str, Any]]) -> BootSigns:
         found["last_line"] = line
         message_id = entry.get("MESSAGE_ID")
         asked = asked or message_id == _SHUTDOWN_ASKED
-        orderly = orderly or message_id == _JOURNAL_STOPPED
+        # The initrd's journal stops as well, when the root's takes over.
+        orderly = (orderly or message_id == _JOURNAL_STOPPED) and message_id != _JOURNAL_STARTED
         unit = str(entry.get("UNIT", ""))
         if message_id == _UNIT_FAILED and unit and unit not in failed:
             failed.append(unit)
@@ -146,6 +152,7 @@ _PATTERNS = {
     "emergency": _EMERGENCY,
     "deadline": _DEADLINE,
     "abandoned": _ABANDONED,
+    "twin": _TWIN,
     "verity": _VERITY,
 }
 

@@ -6,21 +6,25 @@ import re
 import shutil
 import uuid
 from pathlib import Path
-from typing import Any
 
 from updater.efi_store import FileEfiVariables
-from updater.efivars import GLOBAL_GUID
+from updater.efivars import GLOBAL_GUID, stored_bytes
 from updater.errors import EnvironmentFailure
 
-_LAB_GUID = uuid.uuid5(uuid.NAMESPACE_DNS, "acl-lab")
-_NON_VOLATILE = 7
+FILLER_GUID = uuid.uuid5(uuid.NAMESPACE_DNS, "acl-lab")
 # What one variable of a store holds at most, with room to spare for its name.
 _MOST_BYTES = 30_000
-_LEFT_BYTES = 400
+_FILLER = "AclLabFiller{:03d}"
+# A name of one letter and a byte: what is less holds no other variable.
+SMALLEST_BYTES = stored_bytes("A", b"\0")
 
 
 def wipe(store: Path, empty: Path) -> None:
-    """Make a store as new."""
+    """Make a store as new; raise EnvironmentFailure when it is."""
+    if store.read_bytes() == empty.read_bytes():
+        raise EnvironmentFailure(
+            f"{store} is as new already", mend="boot the machine once before", reason="fault-not-injected"
+        )
     shutil.copyfile(empty, store)
 
 
@@ -37,19 +41,17 @@ def forget_boot_order(store: Path) -> None:
 
 
 def fill(store: Path) -> int:
-    """Fill a store with variables of no use; return the bytes that are left."""
+    """Fill a store with variables of no use, so that no other fits; return the bytes that are left."""
     variables = FileEfiVariables(store)
-    number = 0
-    while (free := variables.free_bytes() or 0) > _LEFT_BYTES:
-        length = min(_MOST_BYTES, free - _LEFT_BYTES)
-        if length < 1:
-            break
-        variables.write(f"AclLabFiller{number:03d}", bytes(length), _LAB_GUID)
-        variables = FileEfiVariables(store)
+    number, header = 0, stored_bytes(_FILLER.format(0), b"")
+    while (room := (variables.free_bytes() or 0) - header) > 0:
+        # Another one follows, and must fit as well.
+        length = room if room <= _MOST_BYTES else min(_MOST_BYTES, room - 2 * header)
+        variables.write(_FILLER.format(number), bytes(length), FILLER_GUID)
         number += 1
-        if number > 100:
-            break
-    if number == 0:
-        raise EnvironmentFailure(f"{store} was full already", mend="see the store", reason="fault-not-injected")
-    left: Any = variables.free_bytes()
-    return int(left or 0)
+    free = variables.free_bytes() or 0
+    if number == 0 or free >= SMALLEST_BYTES:
+        raise EnvironmentFailure(
+            f"{store} was not filled: {free} bytes are left", mend="see the store", reason="fault-not-injected"
+        )
+    return free

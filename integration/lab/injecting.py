@@ -8,6 +8,8 @@ from dataclasses import replace
 from integration.lab import attacks, firmware_store, publisher
 from integration.lab.actions import perform, trigger_of
 from integration.lab.disk import copy_disk
+from integration.lab.firmware_proofs import StoreFault, hand_over
+from integration.lab.hardware_proofs import SlowDiskProof, clock_proof, twin_proof
 from integration.lab.injections import (
     Cut,
     Fault,
@@ -120,16 +122,23 @@ def _(action: Fill, run: Run) -> None:
 @perform.register
 def _(action: Firmware, run: Run) -> None:
     _needs_off(run)
+    run.prove_store()
     store, empty = run.machine.variables, run.stock.emulator.firmware_variables
     if action.read_only is not None:
         run.machine.hardware = replace(run.machine.hardware, variables_read_only=action.read_only)
+        fault = StoreFault.READ_ONLY if action.read_only else None
     elif action.wipe:
+        fault = StoreFault.WIPED
         firmware_store.wipe(store, empty)
     elif action.forget_boot_order:
+        fault = StoreFault.NO_BOOT_ORDER
         firmware_store.forget_boot_order(store)
     else:
+        fault = StoreFault.FULL
         free = firmware_store.fill(store)
         run.observer.note("lab", f"the variable store has {free} bytes left")
+    if fault is not None:
+        run.store = hand_over(fault, store, len(run.machine.boots))
 
 
 @perform.register
@@ -137,14 +146,18 @@ def _(action: MachineChange, run: Run) -> None:
     _needs_off(run)
     machine = run.machine
     if action.restore:
+        if machine.hardware.variables_read_only:
+            run.prove_store()
         # The stub breaks nothing by itself, and a strike that is still to come needs it.
         machine.hardware = replace(run.hardware, debugger=machine.hardware.debugger)
         return
     changes: dict[str, object] = {}
     if action.clock is not None:
         changes["clock"] = action.clock
+        machine.strikes.append(clock_proof(action.clock))
     if action.slow_disk is not None:
         changes["slow_disk"] = action.slow_disk
+        machine.strikes.append(SlowDiskProof(action.slow_disk))
     if action.network is not None:
         changes["network"] = False
     if action.watchdog is not None:
@@ -153,6 +166,7 @@ def _(action: MachineChange, run: Run) -> None:
         twin = run.folder / "twin.raw"
         copy_disk(run.disk.path, twin)
         changes["twin"] = twin
+        machine.strikes.append(twin_proof())
     if action.bad_sectors is not None:
         run.disk_broken = True
         changes["bad_sectors"] = tuple(

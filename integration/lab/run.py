@@ -12,6 +12,7 @@ from typing import Any
 from integration.lab.boots import Observer
 from integration.lab.disk import Disk
 from integration.lab.emulator import Given, Hardware, network_address
+from integration.lab.firmware_proofs import StoreProof
 from integration.lab.injections import Fault
 from integration.lab.lying_disk import LyingDisk
 from integration.lab.machine import Machine
@@ -65,6 +66,7 @@ class Run:
     server_broken: bool = False
     disk_broken: bool = False
     lying: LyingDisk | None = None
+    store: StoreProof | None = None
     digests: dict[str, str] = field(default_factory=dict)
     pace: float = 1.0
 
@@ -100,6 +102,20 @@ class Run:
                 reason="fault-not-injected",
             )
         self.observer.note("fault", f"the disk lost {lost} bytes that it had acknowledged")
+
+    def prove_store(self) -> None:
+        """Look whether the firmware met what is wrong with its variable store; raise NotInjected when it did not."""
+        proof, self.store = self.store, None
+        if proof is None:
+            return
+        missing = proof.missing(len(self.machine.boots))
+        if missing is not None:
+            raise NotInjected(
+                f"nothing shows that the firmware met a variable store with this fault, {proof.fault.value}: {missing}",
+                mend="see the timeline, and the store",
+                reason="fault-not-injected",
+            )
+        self.observer.note("fault", f"the firmware met its variable store: {proof.fault.value}")
 
     @property
     def last_boot(self) -> Boot | None:
@@ -155,11 +171,12 @@ class Run:
             raise NotInjected(
                 "the disk lied, and the power never went", mend="add a step that cuts it", reason="fault-not-injected"
             )
+        self.prove_store()
         for strike in self.machine.strikes:
             if not strike.proven:
                 raise NotInjected(
                     f"no boot was seen to be struck: {strike.name}",
-                    mend="see the timeline, and whether `at` was on the console of that release",
+                    mend="see the timeline, and what the consoles of its boots say",
                     reason="fault-not-injected",
                 )
         for fault in self.asked:

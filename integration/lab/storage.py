@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# The object that says how fast a slow disk is.
+THROTTLE = "slow"
 _TRANSFERS = ("read", "write", "write-zeroes", "discard")
 
 
@@ -63,9 +65,9 @@ def disk_options(
         )
         options += ["-blockdev", f"driver=blkdebug,node-name=bad,image=file,{lax}{rules}"]
     if slow is not None:
-        options += ["-object", f"throttle-group,id=slow,x-bps-total={slow}"]
+        options += ["-object", f"throttle-group,id={THROTTLE},x-bps-total={slow}"]
         under = below_disk(slow=None, bad_sectors=bad_sectors)
-        options += ["-blockdev", f"driver=throttle,node-name=throttled,throttle-group=slow,file={under},{lax}"]
+        options += ["-blockdev", f"driver=throttle,node-name=throttled,throttle-group={THROTTLE},file={under},{lax}"]
     below = below_disk(slow=slow, bad_sectors=bad_sectors)
     sectors = "" if sector_bytes == 512 else f",logical_block_size={sector_bytes},physical_block_size={sector_bytes}"
     options += ["-blockdev", f"driver=raw,node-name=disk,file={below},{lax},detect-zeroes=unmap"]
