@@ -91,7 +91,7 @@ class Telling:
         self._running: set[Future[Told]] = set()
 
     def add(self, story: Callable[[], Told]) -> None:
-        """Have a story told; return once no more than one is left that nobody tells yet."""
+        """Have a story told; return once each that was added has its machine."""
         self._running.add(self._pool.submit(story))
         while len(self._running) > self._machines:
             self._hear_next()
@@ -101,7 +101,7 @@ class Telling:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Hear the rest to its end, or give up those that nobody tells yet."""
+        """Hear the rest to its end; after an exception, begin no other and wait for none."""
         while kind is None and self._running:
             self._hear_next()
         self._pool.shutdown(wait=kind is None, cancel_futures=True)
