@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Event
 
@@ -77,6 +78,8 @@ def test_only_a_story_of_this_recording_that_ended_well_is_not_told_again(tmp_pa
     assert told_before("whole-2", one, tmp_path) is None
     assert told_before("whole-1", point(7, Cut(Kind.WITHOUT, 13)), tmp_path) is None
     file.write_text(json.dumps(asdict(told(one, passed=False))))
+    assert told_before("whole-1", one, tmp_path) is None
+    file.write_text(json.dumps(asdict(replace(told(one), stories="of another kind"))))
     assert told_before("whole-1", one, tmp_path) is None
     file.write_text("{")
     assert told_before("whole-1", one, tmp_path) is None
@@ -171,9 +174,13 @@ def test_a_story_goes_on_to_the_next_good_update(live: bool) -> None:
     scenario = scenario_of(point(7, Cut(Kind.SEED, 1), loader="a.conf beside ['b.conf'], table whole"), live=live)
     assert scenario.name == "epoch-00007-seed-1"
     assert "beside ['b.conf']" in scenario.summary
-    boot, following = scenario.steps[0].boot, scenario.steps[2:]
+    boot, wait, following = scenario.steps[0].boot, scenario.steps[1].wait, scenario.steps[2:]
     assert boot is not None
-    assert boot.until.standing == [1, 2]
+    assert boot.until.serial is not None
+    assert re.search(boot.until.serial, "[  OK  ] Reached target boot-complete.target - Boot Completion Check.")
+    assert wait is not None
+    assert wait.until.standing == [1, 2]
+    assert any(step.expect is not None and step.expect.quarantine == [] for step in following)
     committed = any(step.wait is not None and step.wait.until.committed == 3 for step in following)
     assert committed if live else following[-1].update_to == 3
 
