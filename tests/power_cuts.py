@@ -110,18 +110,25 @@ class Sweep:
 
     def run(self) -> Count:
         """Cut the operation after each of its effects, and judge all that it could leave."""
-        machine = self.operation.begin(self.world)
-        self._events = len(machine.session().store.history()) if self.operation.spoiled is None else 0
-        with machine.recorded() as instants:
-            self.operation.run(machine)
-        self.effects = [instant.effect for instant in instants[1:]]
-        self.count.effects = len(self.effects)
+        machine, instants = self.recorded()
         numbered = list(enumerate(instants))
         for number, instant in reversed(numbered) if self.latest_first else numbered:
             done = number == len(instants) - 1
             if done or self.operation.spoiled is None:
                 self._cut(instant, machine.boots, self.effort, done, ())
         return self.count
+
+    def recorded(self) -> tuple[VolatileMachine, list[Instant]]:
+        """Go through the operation once; return the machine then, and the instants of each effect."""
+        machine = self.operation.begin(self.world)
+        self._events = len(machine.session().store.history()) if self.operation.spoiled is None else 0
+        # What another operation renewed is renewed here as well: effects must not depend on what ran before.
+        self.world.renewed.clear()
+        with machine.recorded() as instants:
+            self.operation.run(machine)
+        self.effects = [instant.effect for instant in instants[1:]]
+        self.count.effects = len(self.effects)
+        return machine, instants
 
     def _cut(self, instant: Instant, boots: int, effort: Effort, done: bool, before: tuple[str, ...]) -> None:
         for disk in instant.cuts(most=effort.most, sampled=effort.sampled):

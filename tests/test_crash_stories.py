@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 from integration.crash.epochs import END, Cut, Kind
 from integration.crash.freeze import parse_point
 from integration.crash.judge import Judged
-from integration.crash.recording import SHORT, WHOLE, DiskBeforeStore
+from integration.crash.proof import Proof, Telling, boot_spread
+from integration.crash.recording import SHORT, WHOLE, DiskBeforeStore, Recorded
 from integration.crash.replay import Point, Walk
 from integration.crash.report import report, summary
 from integration.crash.story import Told, name_of, scenario_of, spread, sweep, told_before
+from integration.lab.emulator import Emulator
 from integration.lab.scenario import parse_scenario
+from integration.lab.stock import Stock
 from updater.errors import EnvironmentFailure
 from updater.layouts import load_layout
 
@@ -74,8 +79,83 @@ def test_only_a_story_of_this_recording_that_ended_well_is_not_told_again(tmp_pa
     assert told_before("whole-1", point(7, Cut(Kind.WITHOUT, 13)), tmp_path) is None
     file.write_text(json.dumps(asdict(told(one, passed=False))))
     assert told_before("whole-1", one, tmp_path) is None
+    file.write_text(json.dumps(asdict(replace(told(one), stories="of another kind"))))
+    assert told_before("whole-1", one, tmp_path) is None
     file.write_text("{")
     assert told_before("whole-1", one, tmp_path) is None
+
+
+def test_stories_that_ended_well_need_no_machine_and_no_recording_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    none = tmp_path / "none"
+    stock = Stock(Emulator(("qemu",), none, none), none, none, none, {}, none)
+    found, seen = walked(), []
+    for one in (one for points in spread(found, 25) for one in points):
+        folder = tmp_path / "boots" / name_of(one)
+        folder.mkdir(parents=True)
+        (folder / "told.json").write_text(json.dumps(asdict(told(one))))
+    proof = Proof(tmp_path, found=found)
+    recorded = Recorded("whole-1", "dps-root", none, none, 0, 0)
+    boot_spread(stock, recorded, proof, 25, 2, each=lambda: seen.append(len(proof.told)))
+    assert seen == list(range(1, 26))
+    assert capsys.readouterr().out.count("told before: epoch") == 25
+
+
+def test_a_story_that_ends_is_heard_though_one_before_it_goes_on() -> None:
+    heard, ends = [], Event()
+
+    def long_one() -> Told:
+        assert ends.wait(60), "the other story was not heard meanwhile"
+        return told(point(1))
+
+    def hear(one: Told) -> None:
+        heard.append(one.point)
+        ends.set()
+
+    with Telling(2, hear) as telling:
+        telling.add(long_one)
+        telling.add(lambda: told(point(2)))
+    assert heard == ["epoch 2, the end", "epoch 1, the end"]
+
+
+def test_no_more_stories_are_told_at_a_time_than_there_are_machines() -> None:
+    now: list[None] = []
+    most: list[int] = []
+
+    def story() -> Told:
+        now.append(None)
+        most.append(len(now))
+        now.pop()
+        return told(point(1))
+
+    heard: list[Told] = []
+    with Telling(1, heard.append) as telling:
+        for _ in range(5):
+            telling.add(story)
+    assert len(heard) == 5
+    assert max(most) == 1
+
+
+def test_ctrl_c_waits_for_no_machine() -> None:
+    ends = Event()
+
+    def long_one() -> Told:
+        ends.wait(60)
+        return told(point(2))
+
+    def interrupted(one: Told) -> None:
+        raise KeyboardInterrupt
+
+    def run() -> None:
+        with Telling(1, interrupted) as telling:
+            telling.add(lambda: told(point(1)))
+            telling.add(long_one)
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert not ends.is_set()
+    ends.set()
 
 
 @pytest.mark.parametrize("cut", [END, *(Cut(kind, 12990) for kind in Kind if kind is not Kind.END)])
@@ -94,9 +174,13 @@ def test_a_story_goes_on_to_the_next_good_update(live: bool) -> None:
     scenario = scenario_of(point(7, Cut(Kind.SEED, 1), loader="a.conf beside ['b.conf'], table whole"), live=live)
     assert scenario.name == "epoch-00007-seed-1"
     assert "beside ['b.conf']" in scenario.summary
-    boot, following = scenario.steps[0].boot, scenario.steps[2:]
+    boot, wait, following = scenario.steps[0].boot, scenario.steps[1].wait, scenario.steps[2:]
     assert boot is not None
-    assert boot.until.standing == [1, 2]
+    assert boot.until.serial is not None
+    assert re.search(boot.until.serial, "[  OK  ] Reached target boot-complete.target - Boot Completion Check.")
+    assert wait is not None
+    assert wait.until.standing == [1, 2]
+    assert any(step.expect is not None and step.expect.quarantine == [] for step in following)
     committed = any(step.wait is not None and step.wait.until.committed == 3 for step in following)
     assert committed if live else following[-1].update_to == 3
 

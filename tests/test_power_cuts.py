@@ -115,6 +115,17 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     yield from worlds(request.param, tmp_path_factory.mktemp("power"))
 
 
+def test_an_operation_has_the_same_effects_whatever_ran_before_it(world: World) -> None:
+    """`make crash` spreads them over workers in an order that nobody knows, and asks each for its fewest effects."""
+    stage, over = (operation for operation in OPERATIONS if operation.name in ("stage", "stage over the old release"))
+    found = []
+    for operation in (stage, over, stage):
+        sweep = Sweep(world, operation)
+        sweep.recorded()
+        found.append(sweep.effects)
+    assert found[0] == found[2]
+
+
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name.replace(" ", "-"))
 def test_a_cut_at_any_effect_leaves_a_machine_that_boots_what_is_proven_and_updates(
     world: World, operation: Operation, record_property: Callable[[str, object], None]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from integration.crash.judge import Image
@@ -59,48 +60,66 @@ def boot_spread(
     """
     most_live = count if live is None else live
     folder = proof.out / "boots"
-    first, others = spread(proof.found, count)
-    print(f"\n  {len(first) + len(others)} states are booted for real", flush=True)
-    for points in (first, others):
-        left = []
-        for point in points:
-            known = None if again else told_before(recorded.name, point, folder / name_of(point))
-            if known is None:
-                left.append(point)
-            else:
-                _hear(known, proof, each, "told before")
-        _boot(stock, recorded, left, folder, machines, most_live, lambda told: _hear(told, proof, each, "held"))
-        most_live = max(0, most_live - len(left))
+    folder.mkdir(parents=True, exist_ok=True)
+    spreads = spread(proof.found, count)
+    print(f"\n  {sum(map(len, spreads))} states are booted for real, {machines} at a time", flush=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="cut-", dir=folder) as scratch,
+        Telling(machines, lambda told: _hear(told, proof, each, "held")) as telling,
+    ):
+        for points in spreads:
+            left = []
+            for point in points:
+                known = None if again else told_before(recorded.name, point, folder / name_of(point))
+                if known is None:
+                    left.append(point)
+                else:
+                    _hear(known, proof, each, "told before")
+            for point, start in _starts(recorded, left, Path(scratch)):
+                place = folder / name_of(point)
+                shutil.rmtree(place, ignore_errors=True)
+                telling.add(partial(tell, stock, recorded.name, point, start, place, live=most_live > 0))
+                most_live -= 1
 
 
-def _boot(
-    stock: Stock,
-    recorded: Recorded,
-    points: list[Point],
-    folder: Path,
-    machines: int,
-    most_live: int,
-    hear: Callable[[Told], None],
-) -> None:
+class Telling:
+    """Stories that are told some at a time, and heard in the order in which they end."""
+
+    def __init__(self, machines: int, hear: Callable[[Told], None]) -> None:
+        self._machines, self._hear = machines, hear
+        self._pool = ThreadPoolExecutor(machines)
+        self._running: set[Future[Told]] = set()
+
+    def add(self, story: Callable[[], Told]) -> None:
+        """Have a story told; return once each that was added has its machine."""
+        self._running.add(self._pool.submit(story))
+        while len(self._running) > self._machines:
+            self._hear_next()
+
+    def __enter__(self) -> Telling:
+        """Return it."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Hear the rest to its end; after an exception, begin no other and wait for none."""
+        while kind is None and self._running:
+            self._hear_next()
+        self._pool.shutdown(wait=kind is None, cancel_futures=True)
+
+    def _hear_next(self) -> None:
+        ended, self._running = wait(self._running, return_when=FIRST_COMPLETED)
+        for future in ended:
+            self._hear(future.result())
+
+
+def _starts(recorded: Recorded, points: list[Point], scratch: Path) -> Iterator[tuple[Point, tuple[Path, Path]]]:
+    """Yield each point with the disk and the variable store that its cut left, as files in a folder of its own."""
     if not points:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="cut-", dir=folder) as scratch:
-        pool = ThreadPoolExecutor(machines)
-        running: list[Future[Told]] = []
-        cuts = [(point.epoch, point.cut) for point in points]
-        for number, medium in enumerate(states(recorded, cuts, Path(scratch))):
-            point = points[number]
-            start = medium.freeze(Path(scratch) / str(number), recorded.disk_bytes, recorded.store_bytes)
-            place = folder / name_of(point)
-            shutil.rmtree(place, ignore_errors=True)
-            live = number < most_live
-            running.append(pool.submit(tell, stock, recorded.name, point, start, place, live=live))
-            if len(running) > machines:
-                hear(running.pop(0).result())
-        for future in running:
-            hear(future.result())
-        pool.shutdown()
+    cuts = [(point.epoch, point.cut) for point in points]
+    with tempfile.TemporaryDirectory(prefix="medium-", dir=scratch) as place:
+        for point, medium in zip(points, states(recorded, cuts, Path(place)), strict=True):
+            yield point, medium.freeze(scratch / name_of(point), recorded.disk_bytes, recorded.store_bytes)
 
 
 def _hear(told: Told, proof: Proof, each: Callable[[], None], word: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Sequence
@@ -13,8 +14,9 @@ from integration.lab.runner import execute
 from integration.lab.scenario import Scenario, parse_scenario
 from integration.lab.stock import Stock
 
-# An update that was cut short is staged anew, or goes on: either way the node ends at rest on a proven release. The
-# next update is the guest's own work, on the file systems that the cut left, or for speed the host's.
+# An update that was cut short is staged anew, or goes on: either way the node ends at rest on a proven release, which
+# its own health service has judged. Only then is the updater asked: it would take the guest's one processor from that.
+# The next update is the guest's own work, on the file systems that the cut left, or for speed the host's.
 _STORY = """
 name: {name}
 summary: {summary}
@@ -22,14 +24,19 @@ tags: [crash]
 config:
   health: {{deadline_s: 240, hold_s: 3, interval_s: 1}}
 steps:
-  - boot: {{until: {{standing: [1, 2]}}}}
-  - expect: {{quarantine: []}}
+  - boot: {{until: {{serial: 'Reached target .*boot-complete'}}, timeout_s: 600}}
+  - wait: {{until: {{standing: [1, 2]}}}}
 {following}"""
-_LIVE = """  - updater: {run: update --to 3.0.0, background: true}
+_LIVE = """  - expect: {quarantine: []}
+  - updater: {run: update --to 3.0.0, background: true}
   - wait: {until: {committed: 3}, timeout_s: 600}
   - wait: {until: {settled: 3}}
 """
-_OFFLINE = "  - update_to: 3\n"
+_OFFLINE = """  - power: down
+  - expect: {quarantine: []}
+  - update_to: 3
+"""
+_STORIES = hashlib.sha256(f"{_STORY}{_LIVE}{_OFFLINE}".encode()).hexdigest()[:16]
 _TOLD = "told.json"
 # Of the points that fill a spread up, every third is at a change of the variable store.
 _STORES_IN_FILLING = 3
@@ -37,7 +44,10 @@ _STORES_IN_FILLING = 3
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """How the story of one state ended; `live` when the guest took the next update by itself."""
+    """How the story of one state ended; `live` when the guest took the next update by itself.
+
+    `stories` names the kind of story that this was: another kind says nothing about it.
+    """
 
     recording: str
     point: str
@@ -47,6 +57,7 @@ class Told:
     boots: list[str]
     seconds: float
     live: bool = True
+    stories: str = _STORIES
 
 
 def spread(found: Walk, count: int) -> tuple[list[Point], list[Point]]:
@@ -98,12 +109,12 @@ def scenario_of(point: Point, *, live: bool) -> Scenario:
 
 
 def told_before(recording: str, point: Point, folder: Path) -> Told | None:
-    """Return how this story ended well in an earlier run over the same recording, or None."""
+    """Return how this story, as it is told now, ended well in an earlier run over the same recording, or None."""
     try:
-        told = Told(**json.loads((folder / _TOLD).read_text()))
+        told = Told(**{"stories": "", **json.loads((folder / _TOLD).read_text())})
     except (OSError, ValueError, TypeError):
         return None
-    same = (told.recording, told.point, told.passed) == (recording, str(point), True)
+    same = (told.recording, told.point, told.passed, told.stories) == (recording, str(point), True, _STORIES)
     return told if same else None
 
 
