@@ -86,13 +86,22 @@ def test_openssh_reads_the_config_and_the_key(tmp_path: Path) -> None:
     assert public.stdout.split()[:2] == str(door.credentials["ssh.authorized_keys.root"]).split()[:2]
 
 
-def test_every_machine_has_keys_of_its_own_and_ones_own_image_an_unknown_host_key(tmp_path: Path) -> None:
-    first = ssh.open_door(tmp_path, own_image=False).credentials
-    second = ssh.open_door(tmp_path, own_image=True).credentials
+def test_every_machine_has_keys_of_its_own(tmp_path: Path) -> None:
+    first, second = (ssh.open_door(tmp_path, own_image=False).credentials for _ in range(2))
     for name in ("ssh.authorized_keys.root", "acl-lab.ssh-host-key"):
         assert first[name] != second[name]
+
+
+def test_ones_own_image_keeps_the_login_key_that_systemd_wrote_to_its_disk_once(tmp_path: Path) -> None:
+    first = ssh.open_door(tmp_path, own_image=True).credentials
+    config = (tmp_path / ssh.CONFIG).read_text()
+    assert "HostKeyAlias own-image" in config
+    assert "StrictHostKeyChecking accept-new" in config
     assert (tmp_path / "ssh-known-hosts").read_text() == ""
-    assert "StrictHostKeyChecking accept-new" in (tmp_path / ssh.CONFIG).read_text()
+    (tmp_path / "ssh-known-hosts").write_text("node ssh-ed25519 of-its-own\n")
+    second = ssh.open_door(tmp_path, own_image=True).credentials
+    assert first["ssh.authorized_keys.root"] == second["ssh.authorized_keys.root"]
+    assert (tmp_path / "ssh-known-hosts").read_text() == "node ssh-ed25519 of-its-own\n"
 
 
 def test_the_port_is_open_on_the_hosts_loopback_alone() -> None:

@@ -32,7 +32,10 @@ examples:
   acl-lab report build/matrix               one report.html, junit.xml and report.json over many runs
   acl-lab boot                              boot a fresh node on release 1, and watch its console
   acl-lab boot --fault 1:panic              the same, with a fault
+  acl-lab boot --secure-boot                the same, by a firmware that starts only what the lab's key has signed
+  acl-lab boot --disk node.raw              your own image; what changes is kept in it
   acl-lab shell                             a root shell in that machine, from another terminal
+  acl-lab shell --ssh -c 'acl-updater status'    one command, through the network
   acl-lab inject hang-userspace --dry-run   on a staging node: say how its next trial would be broken
   acl-lab mkdisk --layout flatcar           make an empty disk image of a layout
 

@@ -50,18 +50,24 @@ def open_door(folder: Path, *, own_image: bool) -> Door:
     """Make keys for a machine in `folder`, and `ssh-config` for `ssh -F`; return what the machine is given.
 
     An image of the lab starts its dropbear, with a host key that `ssh` knows already. One's `own_image` with a server
-    of its own finds the key in the credential `ssh.authorized_keys.root`, which systemd writes down for it; its host
-    key is taken at first sight.
+    of its own finds the login key in the credential `ssh.authorized_keys.root`, which systemd writes to its disk once:
+    both keys stay over any number of boots, and its host key is taken at first sight.
     """
-    for name in (_KEY, _KNOWN, CONFIG):
-        (folder / name).unlink(missing_ok=True)
+    (folder / CONFIG).unlink(missing_ok=True)
+    if not own_image:
+        (folder / _KEY).unlink(missing_ok=True)
     login = _login_key(folder / _KEY)
     seed, public = _ed25519()
     credentials: dict[str, str | bytes] = {_LOGIN_KEY: login, _HOST_KEY: _dropbear_key(seed, public)}
     credentials |= {f"systemd.extra-unit.{name}": text for name, text in _UNITS.items()}
-    (folder / _KNOWN).write_text("" if own_image else f"{HOST} {public_line(public)}\n")
+    if own_image:
+        (folder / _KNOWN).touch()
+    else:
+        (folder / _KNOWN).write_text(f"{HOST} {public_line(public)}\n")
     port = _free_port()
-    (folder / CONFIG).write_text(_config(folder.resolve(), port, "accept-new" if own_image else "yes"))
+    # Another name for another machine in the same folder: its key is no change of the first one's.
+    names = ("own-image", "accept-new") if own_image else (HOST, "yes")
+    (folder / CONFIG).write_text(_config(folder.resolve(), port, *names))
     return Door(port, credentials)
 
 
@@ -121,7 +127,7 @@ def run(folder: Path, words: Sequence[str], *, timeout_s: float) -> int:
     return subprocess.run(argv, check=False).returncode
 
 
-def _config(folder: Path, port: int, checking: str) -> str:
+def _config(folder: Path, port: int, alias: str, checking: str) -> str:
     lines = (
         f"Host {HOST}",
         f"HostName {_LOOPBACK}",
@@ -131,7 +137,7 @@ def _config(folder: Path, port: int, checking: str) -> str:
         "IdentitiesOnly yes",
         f'UserKnownHostsFile "{folder / _KNOWN}"',
         "GlobalKnownHostsFile none",
-        f"HostKeyAlias {HOST}",
+        f"HostKeyAlias {alias}",
         f"StrictHostKeyChecking {checking}",
         "PasswordAuthentication no",
         "LogLevel ERROR",
@@ -152,17 +158,19 @@ def _free_port() -> int:
 
 
 def _login_key(path: Path) -> str:
-    """Write a private key as OpenSSH reads it, for its owner alone; return the line that lets it in."""
+    """Write a private key as OpenSSH reads it, for its owner alone, unless there is one; return what lets it in."""
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    key = Ed25519PrivateKey.generate()
-    text = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-    )
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(text)
-    return public_line(key.public_key().public_bytes_raw()) + " acl-lab\n"
+    if not path.exists():
+        text = Ed25519PrivateKey.generate().private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+        )
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(text)
+    key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return public.decode() + " acl-lab\n"
 
 
 def _ed25519() -> tuple[bytes, bytes]:
