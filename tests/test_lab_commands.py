@@ -262,6 +262,27 @@ def test_a_command_in_an_interactive_shell_gives_nothing_but_its_output(
     assert capsys.readouterr().out == "one\nit's two\n"
 
 
+def test_a_machine_that_goes_away_is_told_from_one_that_does_not_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / SOCKET))
+        listener.listen(1)
+
+        def hang_up() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                heard = b""
+                while b"begin" not in heard:
+                    heard += connection.recv(4096)
+
+        thread = threading.Thread(target=hang_up, daemon=True)
+        thread.start()
+        assert main(["shell", str(tmp_path), "-c", "true"]) == ExitCode.ENVIRONMENT
+        thread.join()
+    assert "went away" in capsys.readouterr().err
+
+
 def test_a_shell_without_a_machine_says_how_to_start_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["shell", str(tmp_path), "-c", "true"]) == ExitCode.ENVIRONMENT
     assert "acl-lab boot" in capsys.readouterr().err

@@ -87,9 +87,15 @@ def run_command(connection: socket.socket, command: str, *, timeout_s: float) ->
     end = time.monotonic() + timeout_s
     while (left := end - time.monotonic()) > 0:
         ready, _, _ = select.select([connection], [], [], left)
-        data = connection.recv(65536) if ready else b""
-        if not data:
+        if not ready:
             break
+        data = connection.recv(65536)
+        if not data:
+            raise EnvironmentFailure(
+                "the machine went away before its shell had answered",
+                mend="see its console; `acl-lab boot` starts another one",
+                reason="lab-no-machine",
+            )
         heard += data
         match = pattern.search(heard.decode("utf-8", "replace"))
         if match:
