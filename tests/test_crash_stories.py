@@ -205,7 +205,7 @@ def test_an_interrupted_run_leaves_reports_and_no_disks(tmp_path: Path) -> None:
     story = tmp_path / name_of(point(7, Cut(Kind.WITHOUT, 12)))
     assert story.name == "epoch-00007-without-write-12"
     story.mkdir()
-    for name in ("disk.raw", "report.html", "serial-01.log"):
+    for name in ("disk.raw", "efi-variables.fd", "report.html", "serial-01.log"):
         (story / name).write_text("x")
     (tmp_path / "cut-abc").mkdir()
     (tmp_path / "cut-abc" / "cut.raw").write_text("x")

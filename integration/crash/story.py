@@ -120,7 +120,7 @@ def told_before(recording: str, point: Point, folder: Path) -> Told | None:
 
 def sweep(folder: Path) -> None:
     """Remove the disks that an interrupted run has left in its folder."""
-    for left in (*folder.glob("*/disk.raw"), *folder.glob("*/cut.*"), *folder.glob("cut-*")):
+    for left in (*folder.glob("*/disk.raw"), *folder.glob("*/efi-variables.fd"), *folder.glob("cut-*")):
         shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
