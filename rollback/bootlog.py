@@ -33,8 +33,6 @@ _SHUTDOWN_TARGET = re.compile(r"^systemd: Reached target (?:reboot|poweroff|halt
 _EMERGENCY = re.compile(r"^systemd: Reached target (?:emergency|rescue)\.target|^acl-updater: emergency mode")
 _DEADLINE = re.compile(r"^acl-updater: the boot is not complete at its deadline")
 _ABANDONED = re.compile(r"^acl-updater: the health service is gone")
-# What the updater itself says on a node with a second disk of the same identifiers.
-_TWIN = re.compile(r"^acl-updater: (?:acl-updater: )?(/dev/\S+ has the same (?:PARTUUID|label) as .+)")
 _VERITY = re.compile(r"^kernel: (device-mapper: verity: .*corrupt.*)")
 
 
@@ -42,9 +40,8 @@ _VERITY = re.compile(r"^kernel: (device-mapper: verity: .*corrupt.*)")
 class BootSigns:
     """What one boot's journal says about its end; empty strings where it says nothing.
 
-    `action` is the reason that PID 1 gave for rebooting by itself, `twin` the words about another disk with the same
-    identifiers. `orderly` tells a shutdown that was carried out in order, and `asked` that somebody asked for it.
-    `failed_units` are in the order of their failures.
+    `action` is the reason that PID 1 gave for rebooting by itself. `orderly` tells a shutdown that was carried out in
+    order, and `asked` that somebody asked for it. `failed_units` are in the order of their failures.
     """
 
     boot_id: str
@@ -54,7 +51,6 @@ class BootSigns:
     emergency: str = ""
     deadline: str = ""
     abandoned: str = ""
-    twin: str = ""
     verity: str = ""
     asked: bool = False
     orderly: bool = False
@@ -152,7 +148,6 @@ _PATTERNS = {
     "emergency": _EMERGENCY,
     "deadline": _DEADLINE,
     "abandoned": _ABANDONED,
-    "twin": _TWIN,
     "verity": _VERITY,
 }
 

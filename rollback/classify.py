@@ -102,9 +102,6 @@ def _told_by_boot(boot: BootSigns) -> Evidence | None:
     if boot.deadline or "timed out" in boot.action:
         sentence = f"the boot was not complete when PID 1's own deadline passed{failed}"
         return Evidence(Stage.USERSPACE, Cause.DEADLINE, sentence)
-    if boot.abandoned and boot.twin:
-        # No release can be judged there: its health service must not guess which disk it runs from.
-        return Evidence(Stage.HEALTH, Cause.NONE, f"no health service can tell the node's disk: {boot.twin}")
     if boot.abandoned:
         return Evidence(Stage.HEALTH, Cause.EMERGENCY, f"the health service itself kept failing{failed}")
     if boot.action:
