@@ -57,7 +57,8 @@ def test_a_broken_pattern_is_refused() -> None:
 
 
 def test_tampering_needs_one_object_and_one_change() -> None:
-    assert "block" in refusal(HEAD + "- tamper: {slot: b}\n").why
+    assert "one change" in refusal(HEAD + "- tamper: {slot: b}\n").why
+    assert "one change" in refusal(HEAD + "- tamper: {slot: b, block: 1, copy_of: a}\n").why
     assert "one change" in refusal(HEAD + "- tamper: {file: EFI/acl/b.efi}\n").why
     assert "one object" in refusal(HEAD + "- tamper: {slot: b, block: 1, file: EFI/acl/b.efi}\n").why
 
