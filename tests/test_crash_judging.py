@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 
 from integration.crash.esp import Damaged, Esp
-from integration.crash.memory import Memory, body_of, untrue
+from integration.crash.memory import Memory, MemoryReader, body_of, untrue
 from integration.crash.menu import Menu, chosen_by, read_menu
 from integration.crash.variables import read_variables
 from updater.boot.firmware import Mark
@@ -246,3 +246,52 @@ def test_what_the_firmware_brings_itself_must_not_stand_before_ours(both: Esp, a
     shell = option_bytes(LoadOption(attributes, "EFI Internal Shell", b"\x04\x07\x04\x00\x7f\xff\x04\x00"))
     assert len(menu_of(both, (1, 0), None, A_GOOD, shell).complaints) == wrong
     assert not menu_of(both, (0, 1), None, A_GOOD, shell).complaints
+
+
+SUPERBLOCK, WRITTEN_AT = 1024, 0x30
+
+
+@pytest.fixture
+def partition(tmp_path: Path) -> Path:
+    """Return a state partition with a journal, large enough for a backup of its superblock."""
+    image, journal = tmp_path / "partition", tmp_path / "journal.json"
+    with image.open("wb") as file:
+        file.truncate(160 << 20)
+    run([tool("mke2fs"), "-t", "ext4", "-q", "-b", "4096", image])
+    journal.write_text(json.dumps({"body": {"phase": "armed"}}))
+    words = f"mkdir lib\nmkdir lib/acl-updater\nwrite {journal} lib/acl-updater/journal.json\n"
+    run([tool("debugfs"), "-w", "-f", "-", image], stdin=words.encode())
+    return image
+
+
+def tool(name: str) -> Path | str:
+    return find_tool(name, package="e2fsprogs")
+
+
+def reader(tmp_path: Path) -> MemoryReader:
+    (tmp_path / "scratch").mkdir()
+    return MemoryReader(tool, tmp_path / "scratch")
+
+
+def test_what_a_whole_state_partition_holds_is_remembered(partition: Path, tmp_path: Path) -> None:
+    memories = reader(tmp_path)
+    assert memories.read(1, partition) == Memory("armed", None, ())
+    assert memories.repaired == 0
+
+
+def test_half_a_superblock_is_repaired_as_a_node_repairs_it(partition: Path, tmp_path: Path) -> None:
+    """Its first sector was written, its second with the checksum was not: replaying the journal does not mend that."""
+    with partition.open("r+b") as file:
+        file.seek(SUPERBLOCK + WRITTEN_AT)
+        file.write(struct.pack("<I", 1_800_000_000))
+    memories = reader(tmp_path)
+    assert memories.read(1, partition) == Memory("armed", None, ())
+    assert memories.repaired == 1
+
+
+def test_a_state_partition_without_any_superblock_is_lost(partition: Path, tmp_path: Path) -> None:
+    with partition.open("r+b") as file:
+        file.write(bytes(160 << 20))
+    found = reader(tmp_path).read(1, partition)
+    assert found.phase == "lost"
+    assert "gives up" in found.complaints[0]

@@ -108,7 +108,7 @@ class Judge:
     _variables: set[tuple[UUID, str]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self._memories = MemoryReader(self.tools, self.scratch)
+        self._memories = MemoryReader(self.tools.tool, self.scratch)
         esp = Esp(self.medium.reader("esp"))
         self._unchanging = {
             key: self._digest(esp, file.path) for key, file in esp.files.items() if not key.startswith(_CHANGING)
@@ -132,6 +132,7 @@ class Judge:
             "ESP structures, by fsck.vfat": len(self._checks),
             "slots, by veritysetup": len(self._slots),
             "state partitions, by e2fsck": self._memories.count,
+            "of them after a full repair": self._memories.repaired,
             "variable stores": len(self._stores),
         }
 

@@ -91,9 +91,10 @@ class Status:
 
     @property
     def reasons(self) -> list[str]:
-        """Return why each release of the quarantine is there: `stage/cause: sentence (checks)`."""
+        """Return why each release of the quarantine is there: `stage/cause: sentence`, and the checks behind it."""
         return [
-            f"{item.get('stage')}/{item.get('cause')}: {item.get('sentence')} ({', '.join(item.get('checks') or [])})"
+            f"{item.get('stage')}/{item.get('cause')}: {item.get('sentence')}"
+            + (f" ({', '.join(item['checks'])})" if item.get("checks") else "")
             for item in self._quarantine()
         ]
 
