@@ -1,4 +1,4 @@
-"""The folders of runs: one process at a time in each, and what a killed one left is swept away."""
+"""Who works in a run's folder, down to what a killed run has left there."""
 
 from __future__ import annotations
 
@@ -26,15 +26,18 @@ def occupied(folder: Path) -> Iterator[None]:
 
     The kernel lets go of it with the process, whatever ended that.
     """
-    if folder.is_dir() and not _is_free(folder):
-        raise EnvironmentFailure(
-            f"another run works in {folder}", mend="wait for its end, or give another --out", reason="lab-busy"
-        )
-    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise EnvironmentFailure(
+                f"another run works in {folder}", mend="wait for its end, or give another --out", reason="lab-busy"
+            ) from error
+        # Emptied and not made anew: whoever comes meanwhile must meet the lock of this folder.
+        for left in folder.iterdir():
+            _remove(left)
         yield
     finally:
         os.close(descriptor)
@@ -45,10 +48,7 @@ def drop_disks(folder: Path) -> None:
     # Beside a disk stands a folder of what has arrived for it, after an update that came to nothing.
     names = (VARIABLES, "twin.raw", "repository", SCRATCH)
     for leftover in (*folder.glob(f"{DISK}*"), *(folder / name for name in names)):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+        _remove(leftover)
 
 
 def sweep(out: Path) -> list[Path]:
@@ -62,6 +62,13 @@ def sweep(out: Path) -> list[Path]:
         log.info("lab: %s is of a run that was killed: its disk is removed", folder)
         drop_disks(folder)
     return swept
+
+
+def _remove(left: Path) -> None:
+    if left.is_dir() and not left.is_symlink():
+        shutil.rmtree(left, ignore_errors=True)
+    else:
+        left.unlink(missing_ok=True)
 
 
 def _is_free(folder: Path) -> bool:
