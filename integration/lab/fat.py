@@ -68,16 +68,14 @@ class FatReader:
 
     def read(self, path: str, *, limit_bytes: int = 1 << 28) -> bytes | None:
         """Return a file's bytes, or None when it is absent."""
-        folder, _, name = path.rpartition("/")
-        found = next((e for e in self._folder(folder) or [] if e.name.lower() == name.lower()), None)
+        found = self._found(path)
         if found is None or found.is_folder:
             return None
         return self._chain(found.cluster, min(found.length_bytes, limit_bytes))[: found.length_bytes]
 
     def length_bytes(self, path: str) -> int | None:
         """Return a file's length, or None when it is absent."""
-        folder, _, name = path.rpartition("/")
-        found = next((e for e in self._folder(folder) or [] if e.name.lower() == name.lower()), None)
+        found = self._found(path)
         return found.length_bytes if found is not None and not found.is_folder else None
 
     def offset_of(self, path: str, at_byte: int) -> int | None:
@@ -100,9 +98,12 @@ class FatReader:
     def _cluster_bytes(self) -> int:
         return self._sector * self._per_cluster
 
-    def _cluster_of(self, path: str, at_byte: int) -> int | None:
+    def _found(self, path: str) -> FatName | None:
         folder, _, name = path.rpartition("/")
-        found = next((e for e in self._folder(folder) or [] if e.name.lower() == name.lower()), None)
+        return next((e for e in self._folder(folder) or [] if e.name.lower() == name.lower()), None)
+
+    def _cluster_of(self, path: str, at_byte: int) -> int | None:
+        found = self._found(path)
         if found is None or at_byte >= found.length_bytes:
             return None
         cluster: int | None = found.cluster
