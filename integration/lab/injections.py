@@ -151,14 +151,14 @@ class BadSector(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class MachineChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Change the powered-off machine from its next start on; what is not given stays, `restore` undoes all.
 
-    `clock` is what the real-time clock says at power-on (UTC), `slow_disk` the bytes a second that the disk can do,
-    `twin_disk` adds a copy of the disk as it is now, with the same UUIDs, as a second one. `network: none` takes the
-    card away.
+    `clock` is what the real-time clock says at power-on (UTC; OVMF reads two digits of the year, as 1998 to 2097),
+    `slow_disk` the bytes a second that the disk can do, `twin_disk` adds a copy of the disk as it is now, with the same
+    UUIDs, as a second one. `network: none` takes the card away.
     """
 
     clock: (
         Annotated[
-            str, limited("write a time such as 1970-01-01T00:00:00", pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d$(?!\n)")
+            str, limited("write a time such as 1999-01-01T00:00:00", pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d$(?!\n)")
         ]
         | None
     ) = None
